@@ -1,0 +1,51 @@
+//! What a user asks of a VM, after names and sizes were parsed and before anything is made.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use crate::{ByteSize, ImageName, KernelName, VmName};
+
+/// The request for a VM. The command line fills in every default that it shows in its help, so the daemon
+/// sees explicit values; only a missing name is chosen by the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// The name; `None` lets the daemon make a readable one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<VmName>,
+    /// The image its root disk is made from.
+    pub image: ImageName,
+    /// The kernel it boots.
+    pub kernel: KernelName,
+    /// Number of vCPUs, 1 to [`VmSpec::MAX_VCPUS`].
+    pub vcpus: u32,
+    /// Guest memory; at least [`VmSpec::MIN_MEMORY`], at most what the host has.
+    pub memory: ByteSize,
+    /// Size of the root disk; `None` is the image's own size. Never smaller than the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<ByteSize>,
+    /// Whether the guest reaches networks outside.
+    pub nat: bool,
+    /// Deleted when the client that asked for it is gone (`--rm`).
+    pub ephemeral: bool,
+    /// Environment of every command that banger runs in the guest.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+}
+
+impl VmSpec {
+    /// QEMU's microvm machine has no more (its `MachineClass::max_cpus`).
+    pub const MAX_VCPUS: u32 = 288;
+    /// Below this a Debian kernel with an initrd does not boot.
+    pub const MIN_MEMORY: ByteSize = ByteSize::mib(128);
+}
+
+/// What a start waits for before it counts as done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wait {
+    /// The agent answers from inside the VM's root.
+    Agent,
+    /// The image's own init says that it is up (SPEC: systemd `running` or `degraded`).
+    Booted,
+}
