@@ -1,1 +1,9 @@
-//! d
+//! The daemon of banger: life cycle, store, VMMs, guest channels and the local API.
+//!
+//! ```text
+//! rpc/ --> service/ --> lifecycle/ (one driver task per VM) --> ports: store, Vmm, Guests, RootDisks
+//! ```
+//!
+//! State comes back only through a driver's watch channel. What tests replace are the traits of [`ports`].
+
+pub mod ports;

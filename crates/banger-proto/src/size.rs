@@ -101,7 +101,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "G", "-1", "1.5G", "4 GiB", "4XiB", "1e9", "99999999999999999999", "17179869184T", "٣"] {
+        for text in
+            ["", "G", "-1", "1.5G", "4 GiB", "4XiB", "1e9", "99999999999999999999", "17179869184T", "٣"]
+        {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
         }
     }

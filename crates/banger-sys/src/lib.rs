@@ -1,1 +1,9 @@
-//! placeholder
+//! Safe calls of Linux for banger. The only crate of the workspace with unsafe code; each block states what
+//! it relies on.
+
+pub mod command;
+pub mod durable;
+pub mod env;
+pub mod paths;
+pub mod peer;
+pub mod process;

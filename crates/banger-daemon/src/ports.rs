@@ -1,0 +1,269 @@
+//! What the life cycle needs from the world: the traits that tests replace with stateful fakes.
+//!
+//! Each real implementation and its fake in `testkit` pass one contract suite. Nothing here decides anything:
+//! which step comes when is the life cycle's business, and a port only does what one step says.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use banger_proto::guest::{Open, Outcome};
+use banger_proto::{ByteSize, ErrorReport, SessionId, VmId, VmName};
+use banger_sys::process::ProcessRecord;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+/// Where one VM's files are. Derived from its id, never stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmDirs {
+    /// Sockets; gone after a reboot of the host. Mode 0700.
+    pub runtime: PathBuf,
+    /// Disk and logs. Mode 0700.
+    pub state: PathBuf,
+}
+
+impl VmDirs {
+    /// QMP, the VMM's control socket.
+    pub fn qmp_socket(&self) -> PathBuf {
+        self.runtime.join("qmp.sock")
+    }
+
+    /// The byte pipe to the guest's agent.
+    pub fn channel_socket(&self) -> PathBuf {
+        self.runtime.join("channel.sock")
+    }
+
+    /// The VM's own root disk.
+    pub fn root_disk(&self) -> PathBuf {
+        self.state.join("root.qcow2")
+    }
+
+    /// What the guest wrote to its serial console; the keeper rotates it to `console.log.1`.
+    pub fn console_log(&self) -> PathBuf {
+        self.state.join("console.log")
+    }
+
+    /// What the VMM itself said.
+    pub fn vmm_log(&self) -> PathBuf {
+        self.state.join("vmm.log")
+    }
+}
+
+/// How the guest's instructions are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// Hardware virtualisation.
+    Kvm,
+    /// QEMU's software emulation.
+    Tcg,
+}
+
+impl Accelerator {
+    /// QEMU's word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// A VMM that this host has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmmDescription {
+    /// `qemu`.
+    pub kind: &'static str,
+    /// Its own version text.
+    pub version: String,
+    /// The executable.
+    pub binary: PathBuf,
+    /// What it will use.
+    pub accelerator: Accelerator,
+    /// Why it is not hardware virtualisation, in one sentence for the user.
+    pub slow_because: Option<String>,
+}
+
+/// Everything a VMM needs to start one VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// Whose machine.
+    pub vm: VmId,
+    /// For the process title.
+    pub name: VmName,
+    /// Where its files are.
+    pub dirs: VmDirs,
+    /// Uncompressed ELF kernel.
+    pub kernel: PathBuf,
+    /// Our initrd for that kernel.
+    pub initrd: PathBuf,
+    /// The kernel's modules, an ext4 file shared by all VMs, attached read-only as the second disk.
+    pub modules_drive: PathBuf,
+    /// The root disk, attached as the first disk.
+    pub root: RootDisk,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Guest memory.
+    pub memory: ByteSize,
+    /// Whether the guest gets a network card that reaches outside.
+    pub nat: bool,
+}
+
+/// A VM's root disk, as a VMM opens it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootDisk {
+    /// The file.
+    pub path: PathBuf,
+    /// `qcow2` or `raw`.
+    pub format: &'static str,
+    /// What the guest sees, in bytes.
+    pub size: ByteSize,
+}
+
+/// Which of a VM's processes one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProcessRole {
+    /// QEMU.
+    Vmm,
+    /// The console's keeper.
+    Keeper,
+    /// passt.
+    Network,
+}
+
+impl ProcessRole {
+    /// Every role, in the order in which the processes are started.
+    pub const ALL: [Self; 3] = [Self::Keeper, Self::Network, Self::Vmm];
+
+    /// The word in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Vmm => "vmm",
+            Self::Keeper => "keeper",
+            Self::Network => "network",
+        }
+    }
+}
+
+/// Keeps what processes a VM has. `record` returns only when it is durable: the process is not let past its
+/// gate before.
+#[async_trait]
+pub trait ProcessJournal: Send + Sync {
+    /// A process exists and waits at its gate.
+    async fn record(&self, role: ProcessRole, process: &ProcessRecord) -> Result<(), ErrorReport>;
+}
+
+/// A kind of VMM.
+#[async_trait]
+pub trait Vmm: Send + Sync {
+    /// The VMM on this host. Fails, with a hint, where the binary is missing or broken.
+    async fn describe(&self) -> Result<VmmDescription, ErrorReport>;
+
+    /// Starts a VM: keeper, network, VMM, each journalled before it is let go; returns when the VMM answers on
+    /// its control socket and the guest's vCPUs run. On failure nothing of it is left running; what the
+    /// VMM said is in the error.
+    async fn start(
+        &self,
+        launch: &Launch,
+        journal: &dyn ProcessJournal,
+    ) -> Result<Arc<dyn Machine>, ErrorReport>;
+
+    /// Takes over a VM that an earlier daemon started, by its recorded processes. `None` where its VMM is
+    /// gone (its other processes are then ended).
+    async fn adopt(
+        &self,
+        vm: &VmId,
+        dirs: &VmDirs,
+        processes: &[(ProcessRole, ProcessRecord)],
+    ) -> Result<Option<Arc<dyn Machine>>, ErrorReport>;
+
+    /// Ends whatever recorded processes still live and removes the runtime files. Idempotent; used to undo a
+    /// start and to clean up after a crash.
+    async fn clean_up(
+        &self,
+        vm: &VmId,
+        dirs: &VmDirs,
+        processes: &[(ProcessRole, ProcessRecord)],
+    ) -> Result<(), ErrorReport>;
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MachineExit {
+    /// The guest powered itself off.
+    PoweredOff,
+    /// The guest asked for a reboot.
+    Rebooted,
+    /// We ended it.
+    Killed,
+    /// The guest's kernel panicked or the VMM died; what is known, for people.
+    Died(String),
+}
+
+/// A VM that runs.
+#[async_trait]
+pub trait Machine: Send + Sync {
+    /// `qemu`.
+    fn kind(&self) -> &'static str;
+    /// How its instructions are run.
+    fn accelerator(&self) -> Accelerator;
+    /// The VMM's process id.
+    fn pid(&self) -> u32;
+    /// Stops the vCPUs.
+    async fn pause(&self) -> Result<(), ErrorReport>;
+    /// Lets them run again.
+    async fn resume(&self) -> Result<(), ErrorReport>;
+    /// Ends the VMM at once and waits until it is gone, with the VM's other processes and runtime files.
+    async fn kill(&self) -> Result<(), ErrorReport>;
+    /// `Some` once the machine has ended.
+    fn exit(&self) -> watch::Receiver<Option<MachineExit>>;
+}
+
+/// Root disks of one strategy.
+#[async_trait]
+pub trait RootDisks: Send + Sync {
+    /// The strategy's name, as `vm show` prints it.
+    fn strategy(&self) -> &'static str;
+    /// Makes a VM's root disk over an image's ext4 file, with the same cost whatever its size. Replaces one
+    /// that an interrupted create left.
+    async fn create(&self, image: &std::path::Path, size: ByteSize, dirs: &VmDirs)
+    -> Result<(), ErrorReport>;
+    /// The disk of a VM, to be attached.
+    async fn open(&self, dirs: &VmDirs) -> Result<RootDisk, ErrorReport>;
+    /// Makes the disk of a stopped VM larger. The guest grows its file system at the next boot.
+    async fn grow(&self, dirs: &VmDirs, size: ByteSize) -> Result<(), ErrorReport>;
+    /// Bytes of the host's disk that it takes for itself.
+    async fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport>;
+    /// Removes it. Idempotent.
+    async fn remove(&self, dirs: &VmDirs) -> Result<(), ErrorReport>;
+}
+
+/// Whether the guest's agent can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// Not now: booting, or between connections.
+    Down,
+    /// The agent answered on this connection.
+    Up,
+}
+
+/// Makes guest links.
+pub trait Guests: Send + Sync {
+    /// Begins to reach for the agent behind a channel socket and goes on until [`Guest::close`]: a lost
+    /// connection is made again.
+    fn link(&self, vm: &VmId, channel_socket: PathBuf) -> Arc<dyn Guest>;
+}
+
+/// One VM's agent, as seen from the host.
+#[async_trait]
+pub trait Guest: Send + Sync {
+    /// Runs one session of the daemon's own to its outcome, over lost connections. Each line of progress
+    /// goes to `progress`. Dropping the future closes the session.
+    async fn request(&self, open: Open, progress: &(dyn Fn(&str) + Sync)) -> Result<Outcome, ErrorReport>;
+    /// Carries a client's session on this stream until one side ends it; a client that goes without
+    /// closing the session ends it (its lease).
+    async fn attach(&self, session: SessionId, client: UnixStream) -> Result<(), ErrorReport>;
+    /// Follows the link.
+    fn state(&self) -> watch::Receiver<LinkState>;
+    /// Lets go of the link and of every attached client.
+    async fn close(&self);
+}
