@@ -7,3 +7,4 @@ pub mod env;
 pub mod paths;
 pub mod peer;
 pub mod process;
+pub mod rotate;
