@@ -71,11 +71,18 @@ hex_id!(
     "a job id"
 );
 
-/// A session on a guest channel: 64 random bits chosen by the side that opens it, so that opening the same
+/// A session on a guest channel: 63 random bits chosen by the side that opens it, so that opening the same
 /// session twice after a lost connection can be recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionId(pub u64);
+
+impl SessionId {
+    /// The session with these random bits. The highest is dropped: varlink's integers are signed.
+    pub const fn from_random(random: [u8; 8]) -> Self {
+        Self(u64::from_le_bytes(random) >> 1)
+    }
+}
 
 impl std::fmt::Display for SessionId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
