@@ -63,7 +63,10 @@ pub enum Request {
     #[serde(rename = "dev.banger.Daemon.SessionOpen")]
     SessionOpen { vm: String, session: SessionId },
 
-    /// Makes an image of the tar archive that fd 0 delivers until its end: [`Accepted`].
+    /// Makes an image of the tar archive that fd 0 delivers until its end: [`Accepted`]. An end of file alone does not
+    /// say that the archive is complete: its maker may have died. So the caller writes
+    /// [`crate::catalog::IMPORT_COMPLETE`] to the pipe whose reading end is fd 1 once the maker has succeeded, and
+    /// where that ends without it, the import fails.
     #[serde(rename = "dev.banger.Daemon.ImageImport")]
     ImageImport { name: ImageName, source: String },
     /// Makes an image of the ext4 file that is fd 0: [`Accepted`].

@@ -6,6 +6,7 @@
 //! agent. A string that crosses a boundary becomes a type in one `parse`; see [`name`], [`id`], [`digest`]
 //! and [`size`].
 
+pub mod catalog;
 pub mod daemon;
 pub mod digest;
 pub mod error;
