@@ -6,4 +6,6 @@
 //!
 //! State comes back only through a driver's watch channel. What tests replace are the traits of [`ports`].
 
+pub mod model;
 pub mod ports;
+pub mod service;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use banger_proto::guest::{Open, Outcome};
-use banger_proto::{ByteSize, ErrorReport, SessionId, VmId, VmName};
+use banger_proto::{ByteSize, Digest, ErrorReport, SessionId, VmId, VmName};
 use banger_sys::process::ProcessRecord;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -266,4 +266,30 @@ pub trait Guest: Send + Sync {
     fn state(&self) -> watch::Receiver<LinkState>;
     /// Lets go of the link and of every attached client.
     async fn close(&self);
+}
+
+/// The files that one kernel boots with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootFiles {
+    /// Uncompressed ELF kernel.
+    pub kernel: PathBuf,
+    /// Our initrd for it.
+    pub initrd: PathBuf,
+    /// Its modules, an ext4 file.
+    pub modules_drive: PathBuf,
+    /// `uname -r` of it.
+    pub release: String,
+}
+
+/// Images and kernels, as a start needs them: by digest, because a name may mean something newer by now.
+#[async_trait]
+pub trait Contents: Send + Sync {
+    /// What a kernel boots with; its initrd is made where it is missing.
+    async fn boot_files(&self, kernel: &Digest) -> Result<BootFiles, ErrorReport>;
+    /// The ext4 file of an image.
+    async fn image_file(&self, image: &Digest) -> Result<PathBuf, ErrorReport>;
+    /// Removes an image's files. Idempotent.
+    async fn remove_image(&self, image: &Digest) -> Result<(), ErrorReport>;
+    /// Removes a kernel's files. Idempotent.
+    async fn remove_kernel(&self, kernel: &Digest) -> Result<(), ErrorReport>;
 }
