@@ -1,0 +1,178 @@
+//! The initrd: the agent as `/init`, the kernel's boot modules and their load order, as a newc archive (kernel
+//! doc "Early userspace support", buffer-format.rst).
+//!
+//! ```text
+//! /init                    the agent, 0755
+//! /modules/<name>.ko       modules that find the root and the channel
+//! /modules/order           their file names, one per line, in load order
+//! /dev/console             what the kernel gives pid 1 as its standard streams
+//! /proc /sys /dev /newroot /run
+//! ```
+//!
+//! It is not compressed: an emulated machine would take longer to decompress it than to copy it. Files are
+//! kept in a cache by the digest of everything that goes in, so a file there is right or not there.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use banger_sys::durable::sync_dir;
+use cpio::newc;
+use sha2::{Digest as _, Sha256};
+
+use crate::store::{StoreError, digest_file};
+use crate::{Kernel, Silent};
+
+/// Changes whenever the same inputs give other bytes.
+const FORMAT: &str = "banger initrd 1";
+/// No agent is larger; cpio's newc format ends at 4 GiB.
+const MAX_FILE: u64 = 256 << 20;
+
+const DIRECTORIES: [&str; 6] = ["dev", "modules", "newroot", "proc", "run", "sys"];
+const DIRECTORY: u32 = 0o040_755;
+const EXECUTABLE: u32 = 0o100_755;
+const REGULAR: u32 = 0o100_644;
+const CHARACTER: u32 = 0o020_600;
+
+/// Why there is no initrd.
+#[derive(Debug, thiserror::Error)]
+pub enum InitrdError {
+    /// One of its inputs could not be read.
+    #[error("cannot read what goes into the initrd")]
+    Input(#[source] StoreError),
+    /// A file is too large.
+    #[error("{} has {size} bytes, {MAX_FILE} are the most in an initrd", path.display())]
+    TooLarge { path: PathBuf, size: u64 },
+    /// It could not be written.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The initrd of this kernel and this agent, from the cache directory or made now. Two callers at once are
+/// harmless: both write the same bytes, and a rename decides.
+pub fn ensure_initrd(cache: &Path, kernel: &Kernel, agent: &Path) -> Result<PathBuf, InitrdError> {
+    let modules = kernel.boot_modules();
+    let (agent_digest, size) = digest_file(agent, &Silent).map_err(InitrdError::Input)?;
+    if size > MAX_FILE {
+        return Err(InitrdError::TooLarge { path: agent.to_owned(), size });
+    }
+    let mut key = Sha256::new();
+    for part in [FORMAT, kernel.digest().as_str(), agent_digest.as_str()] {
+        key.update(part);
+        key.update([0]);
+    }
+    for module in &kernel.manifest().boot_modules {
+        key.update(format!("{}\0{}\0", module.file, module.digest));
+    }
+    let name = banger_proto::Digest::from_sha256(key.finalize().into());
+    let path = cache.join(format!("{}.cpio", name.hex()));
+    if path.is_file() {
+        return Ok(path);
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(cache).map_err(at("make", cache))?;
+    let temporary = tempfile::NamedTempFile::new_in(cache).map_err(at("write in", cache))?;
+    let written = write(temporary.as_file(), agent, &modules);
+    written.and_then(|()| temporary.as_file().sync_all()).map_err(at("write", &path))?;
+    temporary.persist(&path).map_err(|error| at("write", &path)(error.error))?;
+    sync_dir(cache).map_err(at("sync", cache))?;
+    Ok(path)
+}
+
+fn write(file: &File, agent: &Path, modules: &[PathBuf]) -> io::Result<()> {
+    let mut archive = Archive { out: BufWriter::with_capacity(1 << 20, file), inode: 0 };
+    for directory in DIRECTORIES {
+        archive.entry(directory, DIRECTORY, 2, &[])?;
+    }
+    archive.console()?;
+    archive.entry("init", EXECUTABLE, 1, &fs::read(agent)?)?;
+    let mut order = String::new();
+    for path in modules {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        archive.entry(&format!("modules/{name}"), REGULAR, 1, &fs::read(path)?)?;
+        order.push_str(name);
+        order.push('\n');
+    }
+    archive.entry("modules/order", REGULAR, 1, order.as_bytes())?;
+    newc::trailer(&mut archive.out)?;
+    archive.out.flush()
+}
+
+/// Entries with running inode numbers, all dated 1970: the bytes depend on the inputs alone.
+struct Archive<W> {
+    out: W,
+    inode: u32,
+}
+
+impl<W: Write> Archive<W> {
+    fn entry(&mut self, name: &str, mode: u32, links: u32, content: &[u8]) -> io::Result<()> {
+        self.inode += 1;
+        let size = u32::try_from(content.len()).map_err(io::Error::other)?;
+        let builder = newc::Builder::new(name).ino(self.inode).mode(mode).nlink(links);
+        let mut writer = builder.write(&mut self.out, size);
+        writer.write_all(content)?;
+        writer.finish().map(drop)
+    }
+
+    fn console(&mut self) -> io::Result<()> {
+        self.inode += 1;
+        let builder = newc::Builder::new("dev/console").ino(self.inode).mode(CHARACTER).nlink(1);
+        builder.rdev_major(5).rdev_minor(1).write(&mut self.out, 0).finish().map(drop)
+    }
+}
+
+fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InitrdError {
+    let path = path.to_owned();
+    move |source| InitrdError::Io { doing, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn the_archive_holds_what_was_promised_and_is_the_same_every_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let agent = dir.path().join("agent");
+        fs::write(&agent, b"\x7fELF agent").unwrap();
+        let modules = [dir.path().join("b.ko"), dir.path().join("a.ko")];
+        for (index, module) in modules.iter().enumerate() {
+            fs::write(module, vec![index as u8; 5]).unwrap();
+        }
+        let build = || {
+            let path = dir.path().join("initrd");
+            write(&File::create(&path).unwrap(), &agent, &modules).unwrap();
+            fs::read(&path).unwrap()
+        };
+        let bytes = build();
+        assert_eq!(bytes, build());
+
+        let mut input: &[u8] = &bytes;
+        let mut found = Vec::new();
+        loop {
+            let mut reader = newc::Reader::new(input).unwrap();
+            let entry = reader.entry().clone();
+            if entry.is_trailer() {
+                break;
+            }
+            let mut content = Vec::new();
+            reader.read_to_end(&mut content).unwrap();
+            found.push((entry.name().to_owned(), entry.mode(), content));
+            input = reader.finish().unwrap();
+        }
+        let get = |name: &str| found.iter().find(|entry| entry.0 == name).unwrap();
+        assert_eq!(get("init").1, 0o100_755);
+        assert_eq!(get("init").2, b"\x7fELF agent");
+        assert_eq!(get("modules/order").2, b"b.ko\na.ko\n");
+        assert_eq!(get("modules/a.ko").2, [1; 5]);
+        assert_eq!(get("dev/console").1, 0o020_600);
+        assert_eq!(get("newroot").1, 0o040_755);
+        assert_eq!(found.len(), DIRECTORIES.len() + 5);
+    }
+}
