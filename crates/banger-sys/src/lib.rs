@@ -4,7 +4,11 @@
 pub mod command;
 pub mod durable;
 pub mod env;
+pub mod guest;
+pub mod netif;
 pub mod paths;
 pub mod peer;
 pub mod process;
 pub mod rotate;
+pub mod signals;
+pub mod spawn;
