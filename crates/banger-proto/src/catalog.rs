@@ -39,42 +39,110 @@ pub enum UnpackMode {
 pub const IMAGES: &[ImageRecipe] = &[
     ImageRecipe {
         name: "debian-bookworm",
-        description: "Debian 12: systemd, ssh, git, curl, jq, tmux, sudo, build tools, docker",
+        description: "Debian 12 with systemd, sshd, git, build tools and docker",
         suite: "bookworm",
         packages: &[
+            "bash-completion",
+            "build-essential",
+            "ca-certificates",
+            "curl",
+            "dbus",
+            "docker.io",
+            "file",
+            "git",
+            "iproute2",
+            "iptables",
+            "iputils-ping",
+            "jq",
+            "kmod",
+            "less",
+            "libpam-systemd",
+            "locales-all",
+            "nano",
+            "netbase",
+            "openssh-server",
+            "procps",
+            "psmisc",
+            "python3-minimal",
+            "rsync",
+            "sudo",
             "systemd",
             "systemd-sysv",
-            "dbus",
-            "libpam-systemd",
-            "udev",
-            "kmod",
-            "procps",
-            "iproute2",
-            "iputils-ping",
-            "openssh-server",
-            "ca-certificates",
-            "git",
-            "curl",
-            "jq",
             "tmux",
-            "sudo",
-            "less",
+            "udev",
+            "unzip",
             "vim-tiny",
-            "build-essential",
-            "docker.io",
-            "iptables",
+            "wget",
+            "xz-utils",
         ],
     },
     ImageRecipe {
         name: "debian-bookworm-minimal",
-        description: "Debian 12: systemd, ssh, git",
+        description: "Debian 12 with systemd, sshd and git",
         suite: "bookworm",
-        packages: &["systemd", "systemd-sysv", "dbus", "kmod", "procps", "iproute2", "openssh-server", "git"],
+        packages: &[
+            "ca-certificates",
+            "dbus",
+            "git",
+            "iproute2",
+            "kmod",
+            "openssh-server",
+            "procps",
+            "systemd",
+            "systemd-sysv",
+            "udev",
+        ],
     },
 ];
 
-/// Debian's keys on the build host, of the package `debian-archive-keyring`.
+/// Debian's keys on the build host; the package debian-archive-keyring.
 pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Documentation stays out but for the licences.
+const DPKG_EXCLUDES: &[&str] = &[
+    "--dpkgopt=path-exclude=/usr/share/man/*",
+    "--dpkgopt=path-exclude=/usr/share/info/*",
+    "--dpkgopt=path-exclude=/usr/share/locale/*",
+    "--dpkgopt=path-exclude=/usr/share/doc/*",
+    "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+];
+
+/// Identity does not belong into an image: host keys, machine-id and the random seed come with each VM. The
+/// root account keeps its locked password; a key lets root in (sshd's default `prohibit-password`).
+const CUSTOMIZE: &[&str] = &[
+    r#"rm -f "$1"/etc/ssh/ssh_host_*_key "$1"/etc/ssh/ssh_host_*_key.pub"#,
+    r#": > "$1"/etc/machine-id; rm -f "$1"/var/lib/dbus/machine-id "$1"/var/lib/systemd/random-seed"#,
+    r#"rm -f "$1"/etc/hostname "$1"/etc/resolv.conf; echo localhost > "$1"/etc/hostname"#,
+    r#"printf '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n' > "$1"/etc/hosts"#,
+];
+
+/// The lines of sources.list for a suite of Debian: itself, its updates and its security fixes, signed by Debian's
+/// own keys.
+pub fn sources(suite: &str) -> [String; 3] {
+    let line = |archive, suite: &str| {
+        format!("deb [arch=amd64 signed-by={KEYRING}] http://deb.debian.org/{archive} {suite} main")
+    };
+    [
+        line("debian", suite),
+        line("debian", &format!("{suite}-updates")),
+        line("debian-security", &format!("{suite}-security")),
+    ]
+}
+
+/// Variables that apt and mmdebstrap may see: proxies (apt.conf(5), "http::Proxy") and the place for temporary files.
+/// A program that fetches gets these of its caller's and no others, with a PATH and a locale of ours.
+pub const KEPT_VARIABLES: &[&str] = &[
+    "TMPDIR",
+    "http_proxy",
+    "https_proxy",
+    "ftp_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "all_proxy",
+    "HOME",
+];
 
 impl ImageRecipe {
     /// The recipe of this name.
@@ -87,9 +155,8 @@ impl ImageRecipe {
         format!("Debian {} packages (mmdebstrap)", self.suite)
     }
 
-    /// mmdebstrap's arguments for this image as a tar archive on its standard output. Without a mirror, mmdebstrap
-    /// takes deb.debian.org with updates and security, and verifies what it gets against `keyring`.
-    pub fn mmdebstrap_args(&self, mode: UnpackMode, keyring: &str) -> Vec<String> {
+    /// mmdebstrap's arguments for this image as a tar archive on its standard output.
+    pub fn mmdebstrap_args(&self, mode: UnpackMode) -> Vec<String> {
         let mode = match mode {
             UnpackMode::Root => "root",
             UnpackMode::Unshare => "unshare",
@@ -97,20 +164,17 @@ impl ImageRecipe {
         let mut args = vec![
             format!("--mode={mode}"),
             "--variant=minbase".to_owned(),
-            "--format=tar".to_owned(),
             "--architectures=amd64".to_owned(),
-            format!("--keyring={keyring}"),
-            format!("--include={}", self.packages.join(",")),
+            "--format=tar".to_owned(),
+            "--aptopt=Acquire::Languages \"none\"".to_owned(),
             "--aptopt=Acquire::Retries \"3\"".to_owned(),
-            "--dpkgopt=path-exclude=/usr/share/man/*".to_owned(),
-            "--dpkgopt=path-exclude=/usr/share/doc/*".to_owned(),
-            "--dpkgopt=path-include=/usr/share/doc/*/copyright".to_owned(),
-            "--dpkgopt=path-exclude=/usr/share/locale/*".to_owned(),
+            "--aptopt=APT::Install-Recommends \"false\"".to_owned(),
+            format!("--include={}", self.packages.join(",")),
         ];
-        // Keys that were made during the build would be the same in every VM; each VM gets its own from the agent.
-        args.push("--customize-hook=rm -f \"$1\"/etc/ssh/ssh_host_*".to_owned());
-        args.push(self.suite.to_owned());
-        args.push("-".to_owned());
+        args.extend(DPKG_EXCLUDES.iter().map(|option| (*option).to_owned()));
+        args.extend(CUSTOMIZE.iter().map(|hook| format!("--customize-hook={hook}")));
+        args.extend([self.suite.to_owned(), "-".to_owned()]);
+        args.extend(sources(self.suite));
         args
     }
 }
@@ -126,16 +190,29 @@ mod tests {
         for recipe in IMAGES {
             recipe.name.parse::<ImageName>().unwrap();
             assert_eq!(ImageRecipe::find(recipe.name), Some(recipe));
+            assert!(recipe.packages.is_sorted(), "{}", recipe.name);
         }
-        assert!(ImageRecipe::find(DEFAULT_IMAGE).is_some());
         assert!(ImageRecipe::find("other").is_none());
         DEFAULT_KERNEL.parse::<KernelName>().unwrap();
     }
 
     #[test]
-    fn the_archive_goes_to_standard_output() {
-        let args = IMAGES[0].mmdebstrap_args(UnpackMode::Unshare, KEYRING);
-        assert_eq!(args.last().map(String::as_str), Some("-"));
+    fn the_promised_packages_are_there() {
+        let default = ImageRecipe::find(DEFAULT_IMAGE).unwrap();
+        for package in
+            ["systemd", "openssh-server", "git", "curl", "jq", "tmux", "sudo", "build-essential", "docker.io"]
+        {
+            assert!(default.packages.contains(&package), "{package}");
+        }
+    }
+
+    #[test]
+    fn only_signed_sources_are_named() {
+        let args = IMAGES[0].mmdebstrap_args(UnpackMode::Unshare);
+        let sources: Vec<&String> = args.iter().filter(|arg| arg.starts_with("deb ")).collect();
+        assert_eq!(sources.len(), 3);
+        assert!(sources.iter().all(|line| line.contains("signed-by=/usr/share/keyrings/debian-archive")));
+        assert!(!args.iter().any(|arg| arg.contains("trusted") || arg.contains("insecure")));
         assert!(args.contains(&"--mode=unshare".to_owned()));
     }
 }

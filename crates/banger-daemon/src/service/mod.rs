@@ -125,12 +125,14 @@ impl Services {
         not_yet()
     }
 
-    /// `ImageImport`; `tar` delivers the archive until its end.
+    /// `ImageImport`; `tar` delivers the archive until its end, and `complete` delivers
+    /// [`banger_proto::catalog::IMPORT_COMPLETE`] if the archive is whole: without it the import fails.
     pub async fn image_import(
         &self,
         _name: ImageName,
         _source: String,
         _tar: OwnedFd,
+        _complete: OwnedFd,
     ) -> Result<Accepted, ErrorReport> {
         not_yet()
     }
