@@ -6,6 +6,9 @@
 //!
 //! State comes back only through a driver's watch channel. What tests replace are the traits of [`ports`].
 
+pub mod keeper;
+pub mod launch;
 pub mod model;
+pub mod net;
 pub mod ports;
 pub mod service;
