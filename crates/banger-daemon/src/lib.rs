@@ -12,3 +12,6 @@ pub mod model;
 pub mod net;
 pub mod ports;
 pub mod service;
+pub mod store;
+#[cfg(test)]
+mod testing;
