@@ -8,9 +8,13 @@
 
 pub mod keeper;
 pub mod launch;
+pub mod lock;
+pub mod log;
 pub mod model;
 pub mod net;
 pub mod ports;
+pub mod rpc;
+pub mod server;
 pub mod service;
 pub mod store;
 #[cfg(test)]

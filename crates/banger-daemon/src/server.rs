@@ -1,0 +1,122 @@
+//! The daemon's own life: lock, log, services, socket; and the end of it.
+//!
+//! ```text
+//! directories -> lock -> log -> ports -> services (reconcile, adopt) -> socket -> serve ... -> close
+//! ```
+//!
+//! The socket appears last, so a client that can connect talks to a daemon that knows what is true.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use banger_config::{Config, ConfigError};
+use banger_proto::ErrorReport;
+use banger_sys::paths::{Paths, PathsError};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::lock::{DaemonLock, LockError};
+use crate::rpc::{self, Api, RpcError};
+use crate::service::{Ports, Services};
+
+/// Why the daemon did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The directories.
+    #[error("bangerd cannot use its directories")]
+    Paths(#[from] PathsError),
+    /// The lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The configuration.
+    #[error("bangerd cannot use the configuration")]
+    Config(#[from] ConfigError),
+    /// The log.
+    #[error("cannot write the log {}", path.display())]
+    Log {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The services.
+    #[error("bangerd cannot start: {}", complete(.0))]
+    Services(ErrorReport),
+    /// The socket.
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+    /// Signals or the runtime.
+    #[error("bangerd cannot start its runtime")]
+    Runtime(#[source] io::Error),
+}
+
+/// Runs the daemon of this user until it is told to end: `Shutdown`, SIGTERM or SIGINT. `ports` makes what the
+/// services are built on, once the directories exist and the lock is held.
+pub fn run(ports: impl FnOnce(&Paths, &Config) -> Result<Ports, ErrorReport>) -> Result<(), ServerError> {
+    let paths = Paths::for_user()?;
+    paths.prepare()?;
+    let _lock = DaemonLock::take(&paths.lock())?;
+    let config = Config::load(&paths.config)?;
+    let log = paths.log();
+    let level = banger_sys::env::var(banger_sys::env::BANGER_LOG_LEVEL);
+    let level = level.as_deref().unwrap_or(config.log_level.value.as_str());
+    crate::log::start(&log, level).map_err(|source| ServerError::Log { path: log, source })?;
+    crate::log::log_panics();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(ServerError::Runtime)?;
+    let ended = runtime.block_on(serve(paths, &config, ports));
+    if let Err(error) = &ended {
+        tracing::error!(error = %banger_proto::error::chain(error).join(": "), "ended");
+    }
+    ended
+}
+
+async fn serve(
+    paths: Paths,
+    config: &Config,
+    ports: impl FnOnce(&Paths, &Config) -> Result<Ports, ErrorReport>,
+) -> Result<(), ServerError> {
+    let (stop, stopped) = watch::channel(false);
+    let mut term = signal(SignalKind::terminate()).map_err(ServerError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServerError::Runtime)?;
+    // The terminal it was started from may close: that ends no daemon.
+    let mut hangup = signal(SignalKind::hangup()).map_err(ServerError::Runtime)?;
+    let ports = ports(&paths, config).map_err(ServerError::Services)?;
+    let socket = paths.socket();
+    let services = Services::open(paths, ports).await.map_err(ServerError::Services)?;
+    let listener = rpc::bind(&socket)?;
+    info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "ready");
+    let api = Arc::new(Api::new(services.clone(), stop.clone()));
+    let mut server = tokio::spawn(rpc::serve(listener, api, stopped));
+    let ended = loop {
+        tokio::select! {
+            ended = &mut server => break ended,
+            _ = term.recv() => stop.send_replace(true),
+            _ = interrupt.recv() => stop.send_replace(true),
+            _ = hangup.recv() => { info!("SIGHUP is ignored"); false }
+        };
+    };
+    // A client that connects now finds no socket and starts the next daemon, which waits for the lock.
+    if let Err(error) = std::fs::remove_file(&socket) {
+        warn!(%error, "cannot remove the socket");
+    }
+    services.close().await;
+    info!("ended; VMs run on");
+    match ended {
+        Ok(result) => Ok(result?),
+        Err(panic) => Err(ServerError::Runtime(io::Error::other(panic))),
+    }
+}
+
+fn complete(report: &ErrorReport) -> String {
+    let mut text = report.message.clone();
+    for part in report.causes.iter().chain(&report.hints) {
+        text.push_str("; ");
+        text.push_str(part);
+    }
+    text
+}
