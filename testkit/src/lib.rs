@@ -1,1 +1,16 @@
-//! t
+//! Stateful fakes, builders and the leak check, for tests only.
+
+pub mod leaks;
+
+use std::io::Write;
+
+/// Says that a test could not run here and why. `make test` lists and counts these; they are no passes.
+pub fn not_run(test: &str, why: &str) {
+    let line = format!("{test}: {why}\n");
+    if let Some(path) = std::env::var_os("BANGER_TEST_NOT_RUN") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        // Where the list cannot be written the line below still says it.
+        let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+    }
+    eprint!("*not run*: {line}");
+}
