@@ -6,13 +6,18 @@
 //!
 //! State comes back only through a driver's watch channel. What tests replace are the traits of [`ports`].
 
+pub mod clock;
+pub mod jobs;
 pub mod keeper;
 pub mod launch;
+pub mod lifecycle;
 pub mod lock;
 pub mod log;
 pub mod model;
+pub mod names;
 pub mod net;
 pub mod ports;
+pub mod random;
 pub mod rpc;
 pub mod server;
 pub mod service;

@@ -161,9 +161,8 @@ async fn job_logs_are_kept_within_a_bound() {
 fn a_newer_store_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("banger.db");
-    drop(Store::open(&path).unwrap());
     let conn = Connection::open(&path).unwrap();
-    conn.execute_batch("PRAGMA journal_mode = DELETE; PRAGMA user_version = 99").unwrap();
+    conn.execute_batch("CREATE TABLE future (x); PRAGMA user_version = 99").unwrap();
     drop(conn);
     let before = std::fs::read(&path).unwrap();
     let error = Store::open(&path).unwrap_err();

@@ -1,0 +1,103 @@
+use super::*;
+
+async fn jobs() -> (tempfile::TempDir, Store, Jobs) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("banger.db")).unwrap();
+    let jobs = Jobs::open(store.clone()).await.unwrap();
+    (dir, store, jobs)
+}
+
+fn failed(text: &str) -> JobResult {
+    JobResult::Failed { error: ErrorReport::new(ErrorCode::Cancelled, text) }
+}
+
+async fn all(mut watch: JobWatch) -> Vec<JobEvent> {
+    let mut events = Vec::new();
+    while let Some(event) = watch.next().await {
+        events.push(event);
+    }
+    events
+}
+
+#[tokio::test]
+async fn a_log_is_the_same_live_and_later_and_from_any_number_on() {
+    let (_dir, store, jobs) = jobs().await;
+    let job = jobs.begin(JobKind::VmStart, None).await.unwrap();
+    let id = job.id().clone();
+    let live = jobs.watch(&id, 0).await.unwrap();
+    let follow = tokio::spawn(all(live));
+    job.stage("one");
+    job.note("two");
+    job.warning("three");
+    job.finish(failed("four")).await;
+    let live = follow.await.unwrap();
+    assert_eq!(live.iter().map(|event| event.seq).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    let later = all(jobs.watch(&id, 0).await.unwrap()).await;
+    assert_eq!(later, live);
+    assert_eq!(all(jobs.watch(&id, 2).await.unwrap()).await, live[2..]);
+    assert!(all(jobs.watch(&id, 4).await.unwrap()).await.is_empty());
+    // And for the next daemon.
+    let jobs = Jobs::open(store).await.unwrap();
+    assert_eq!(all(jobs.watch(&id, 0).await.unwrap()).await, live);
+    jobs.cancel(&id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_storm_of_progress_is_thinned_and_the_end_is_kept() {
+    let (_dir, _store, jobs) = jobs().await;
+    let job = jobs.begin(JobKind::ImageImport, None).await.unwrap();
+    let id = job.id().clone();
+    job.stage("spool");
+    for done in 0..=100_000 {
+        job.progress(done, 100_000, ProgressUnit::Bytes);
+    }
+    job.finish(failed("enough")).await;
+    let events = all(jobs.watch(&id, 0).await.unwrap()).await;
+    assert!(events.len() < 1000, "{}", events.len());
+    let complete = JobEventKind::Progress { done: 100_000, total: 100_000, unit: ProgressUnit::Bytes };
+    assert!(events.iter().any(|event| event.event == complete));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_job_beats() {
+    let (_dir, _store, jobs) = jobs().await;
+    // The clock is paused for this thread only; the store's thread answers on its own.
+    let job = jobs.begin(JobKind::VmStart, None).await.unwrap();
+    let mut watch = jobs.watch(job.id(), 0).await.unwrap();
+    assert_eq!(watch.next().await.unwrap().event, JobEventKind::Heartbeat {});
+    job.stage("now");
+    assert_eq!(watch.next().await.unwrap().seq, 1);
+    drop(job);
+    let last = watch.next().await.unwrap();
+    assert!(matches!(last.event, JobEventKind::Finished { result: JobResult::Failed { .. } }));
+    assert!(watch.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_restart_interrupts_what_ran() {
+    let (_dir, store, jobs) = jobs().await;
+    let job = jobs.begin(JobKind::VmStart, None).await.unwrap();
+    let id = job.id().clone();
+    job.stage("one");
+    job.log.flushed().await.unwrap();
+    // `kill -9`: nothing of the old daemon runs any more.
+    std::mem::forget(job);
+    let jobs = Jobs::open(store).await.unwrap();
+    let events = all(jobs.watch(&id, 0).await.unwrap()).await;
+    assert_eq!(events.len(), 2);
+    let JobEventKind::Finished { result: JobResult::Failed { error } } = &events[1].event else {
+        panic!("{events:?}");
+    };
+    assert_eq!((events[1].seq, error.code), (2, ErrorCode::Interrupted));
+}
+
+#[tokio::test]
+async fn a_job_is_asked_to_end_and_an_unknown_one_is_said() {
+    let (_dir, _store, jobs) = jobs().await;
+    let job = jobs.begin(JobKind::KernelPull, None).await.unwrap();
+    jobs.cancel(job.id()).await.unwrap();
+    assert_eq!(job.cancel().cancelled().await.code, ErrorCode::Cancelled);
+    let id = JobId::from_random([9; 6]);
+    assert_eq!(jobs.cancel(&id).await.unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(jobs.watch(&id, 0).await.unwrap_err().code, ErrorCode::NotFound);
+}

@@ -1,0 +1,206 @@
+//! What may happen to a VM, and what follows. Pure: no clock, no lock, no await.
+//!
+//! ```text
+//!             start            started              stop
+//!   created --------> starting --------> running <------- paused
+//!      |                | |  ^             | | ^  pause/resume
+//!      |   start failed | |  '- reboot ----' |
+//!      |                v |                  | stop, power off, died
+//!      |      error <---' '---> stopping <---'
+//!      |        |                  | |
+//!      '--------+-- delete --------' '--> stopped, error, or deleted
+//! ```
+//!
+//! `starting` and `stopping` are exactly the states in which an operation runs, and every state leads to
+//! deletion.
+
+use banger_proto::{ErrorCode, ErrorReport, VmName, VmState};
+
+/// What happens to a VM: a request, the end of an operation, or the end of its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A user wants it to run.
+    Start,
+    /// A user wants it to end in order.
+    Stop,
+    /// A user, or the end of a lease, wants it gone.
+    Delete(Force),
+    /// Its vCPUs are to stop.
+    Pause,
+    /// Its vCPUs are to go on.
+    Resume,
+    /// The start has succeeded.
+    Started,
+    /// The start has failed and is undone.
+    StartFailed,
+    /// The start was called off and is undone.
+    StartCancelled,
+    /// The stop, or the clean-up after the machine ended, is done.
+    Settled(Rest),
+    /// The deletion is done.
+    Deleted,
+    /// A stop, a clean-up or a deletion could not be done.
+    Failed,
+    /// The machine ended without being asked by us.
+    Exited(Exit),
+}
+
+/// Whether a VM that runs may be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Force {
+    /// No: only one at rest.
+    No,
+    /// Yes: it is ended first.
+    Yes,
+}
+
+/// How a machine ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest powered off, or somebody ended the VMM on purpose.
+    PoweredOff,
+    /// The guest wants to start again.
+    Rebooted,
+    /// The VMM died, the guest's kernel panicked, or the guest reboots in a loop.
+    Died,
+}
+
+/// Where a VM comes to rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// As wanted.
+    Stopped,
+    /// Because something is wrong.
+    Error,
+}
+
+/// What the driver has to do, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Begin the start.
+    Start,
+    /// Call the start that runs off, and wait until it is undone.
+    CancelStart,
+    /// Begin an orderly stop.
+    Stop,
+    /// Clean up after a machine that ended, then come to rest.
+    Settle(Rest),
+    /// Clean up after a machine that ended, as the first part of a start.
+    CleanUp,
+    /// Begin the deletion.
+    Delete,
+    /// Stop the vCPUs.
+    Pause,
+    /// Let the vCPUs go on.
+    Resume,
+}
+
+/// Where an event leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// To this state.
+    State(VmState),
+    /// Out of existence.
+    Gone,
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    /// It is in that state already, or on the way to it.
+    Already,
+    /// It does not run.
+    NotRunning,
+    /// It runs, and `Force::No` was said.
+    NeedsForce,
+    /// Another operation is under way.
+    Busy,
+    /// This cannot happen in that state: a defect of the caller.
+    Impossible,
+}
+
+/// The whole life of a VM.
+pub fn next(state: VmState, event: Event) -> Result<(Next, Vec<Action>), Denied> {
+    use VmState::{Created, Error, Paused, Running, Starting, Stopped, Stopping};
+    let to = |state, actions: &[Action]| Ok((Next::State(state), actions.to_vec()));
+    match (state, event) {
+        (Created | Stopped | Error, Event::Start) => to(Starting, &[Action::Start]),
+        (Starting | Running, Event::Start) => Err(Denied::Already),
+        (Paused | Stopping, Event::Start) => Err(Denied::Busy),
+
+        (Starting, Event::Stop) => to(Stopping, &[Action::CancelStart, Action::Stop]),
+        (Running | Error, Event::Stop) => to(Stopping, &[Action::Stop]),
+        (Paused, Event::Stop) => to(Stopping, &[Action::Resume, Action::Stop]),
+        (Created | Stopped, Event::Stop) => Err(Denied::NotRunning),
+        (Stopping, Event::Stop) => Err(Denied::Already),
+
+        (Created | Stopped | Error, Event::Delete(Force::No | Force::Yes)) => to(Stopping, &[Action::Delete]),
+        (Starting, Event::Delete(Force::Yes)) => to(Stopping, &[Action::CancelStart, Action::Delete]),
+        (Running | Paused, Event::Delete(Force::Yes)) => to(Stopping, &[Action::Delete]),
+        (Starting | Running | Paused, Event::Delete(Force::No)) => Err(Denied::NeedsForce),
+        (Stopping, Event::Delete(Force::No | Force::Yes)) => Err(Denied::Busy),
+
+        (Running, Event::Pause) => to(Paused, &[Action::Pause]),
+        (Paused, Event::Pause) => Err(Denied::Already),
+        (Created | Starting | Stopping | Stopped | Error, Event::Pause) => Err(Denied::NotRunning),
+        (Paused, Event::Resume) => to(Running, &[Action::Resume]),
+        (Running, Event::Resume) => Err(Denied::Already),
+        (Created | Starting | Stopping | Stopped | Error, Event::Resume) => Err(Denied::NotRunning),
+
+        (Starting, Event::Started) => to(Running, &[]),
+        (Starting, Event::StartFailed) => to(Error, &[]),
+        (Starting, Event::StartCancelled) => to(Stopped, &[]),
+        // The start was called off; whatever became of it, what was asked for instead follows.
+        (Stopping, Event::Started | Event::StartFailed | Event::StartCancelled) => to(Stopping, &[]),
+        (
+            Created | Running | Paused | Stopped | Error,
+            Event::Started | Event::StartFailed | Event::StartCancelled,
+        ) => Err(Denied::Impossible),
+
+        (Stopping, Event::Settled(Rest::Stopped)) => to(Stopped, &[]),
+        (Stopping, Event::Settled(Rest::Error) | Event::Failed) => to(Error, &[]),
+        (Stopping, Event::Deleted) => Ok((Next::Gone, Vec::new())),
+        (
+            Created | Starting | Running | Paused | Stopped | Error,
+            Event::Settled(Rest::Stopped | Rest::Error) | Event::Failed | Event::Deleted,
+        ) => Err(Denied::Impossible),
+
+        (Running | Paused, Event::Exited(Exit::PoweredOff)) => to(Stopping, &[Action::Settle(Rest::Stopped)]),
+        (Running | Paused, Event::Exited(Exit::Died)) => to(Stopping, &[Action::Settle(Rest::Error)]),
+        (Running | Paused, Event::Exited(Exit::Rebooted)) => to(Starting, &[Action::CleanUp, Action::Start]),
+        // The operation that runs notices by itself.
+        (Starting | Stopping, Event::Exited(Exit::PoweredOff | Exit::Rebooted | Exit::Died)) => {
+            to(state, &[])
+        }
+        (Created | Stopped | Error, Event::Exited(Exit::PoweredOff | Exit::Rebooted | Exit::Died)) => {
+            Err(Denied::Impossible)
+        }
+    }
+}
+
+impl Denied {
+    /// The refusal, for people. `doing` is the verb: `start`, `stop`, ...
+    pub fn report(self, doing: &str, name: &VmName, state: VmState) -> ErrorReport {
+        let message = format!("cannot {doing} VM '{name}'");
+        let cause = match self {
+            Self::Already => format!("it is {state} already"),
+            Self::NotRunning => format!("it does not run: it is {state}"),
+            Self::NeedsForce => format!("it is {state}"),
+            Self::Busy => format!("it is {state}, and something else is under way"),
+            Self::Impossible => format!("that cannot happen while it is {state}"),
+        };
+        let code = if self == Self::Impossible { ErrorCode::Internal } else { ErrorCode::WrongState };
+        let report = ErrorReport::new(code, message).cause(cause);
+        match self {
+            Self::NotRunning => report.hint(format!("banger vm start {name}")),
+            Self::NeedsForce => report
+                .hint(format!("banger vm delete -f {name} ends and deletes it"))
+                .hint(format!("banger vm stop {name} ends it in order")),
+            Self::Already | Self::Busy => report.hint(format!("banger vm show {name}")),
+            Self::Impossible => report,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+use super::*;
+use proptest::prelude::*;
+
+/// What the driver does with the actions, without any effect: which operations wait, and whether a VMM runs.
+#[derive(Debug, Clone)]
+struct World {
+    state: VmState,
+    gone: bool,
+    vmm: bool,
+    work: std::collections::VecDeque<Action>,
+    cancelled: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        let work = std::collections::VecDeque::new();
+        Self { state: VmState::Created, gone: false, vmm: false, work, cancelled: false }
+    }
+
+    fn event(&mut self, event: Event) {
+        let Ok((next, actions)) = next(self.state, event) else { return };
+        match next {
+            Next::State(state) => self.state = state,
+            Next::Gone => self.gone = true,
+        }
+        for action in actions {
+            match action {
+                Action::CancelStart => self.cancelled = true,
+                Action::Pause | Action::Resume => assert!(self.vmm, "no vCPUs to {action:?}"),
+                Action::Start | Action::Stop | Action::Settle(_) | Action::CleanUp | Action::Delete => {
+                    self.work.push_back(action);
+                }
+            }
+        }
+    }
+
+    /// The oldest operation ends.
+    fn finish(&mut self, success: bool) {
+        let Some(action) = self.work.pop_front() else { return };
+        match action {
+            Action::Start if self.cancelled => {
+                self.cancelled = false;
+                self.vmm = false;
+                self.event(Event::StartCancelled);
+            }
+            Action::Start if success => {
+                self.vmm = true;
+                self.event(Event::Started);
+            }
+            Action::Start => self.event(Event::StartFailed),
+            Action::Stop => {
+                self.vmm = false;
+                self.event(if success { Event::Settled(Rest::Stopped) } else { Event::Failed });
+            }
+            Action::Settle(rest) => {
+                self.vmm = false;
+                self.event(if success { Event::Settled(rest) } else { Event::Failed });
+            }
+            Action::CleanUp => self.vmm = false,
+            Action::Delete => {
+                self.vmm = false;
+                self.event(if success { Event::Deleted } else { Event::Failed });
+            }
+            Action::CancelStart | Action::Pause | Action::Resume => unreachable!(),
+        }
+    }
+
+    fn check(&self) {
+        if self.gone {
+            assert!(!self.vmm && self.work.is_empty(), "{self:?}");
+            return;
+        }
+        match self.state {
+            VmState::Running | VmState::Paused => assert!(self.vmm && self.work.is_empty(), "{self:?}"),
+            VmState::Created | VmState::Stopped | VmState::Error => {
+                assert!(!self.vmm && self.work.is_empty(), "{self:?}");
+            }
+            VmState::Starting | VmState::Stopping => assert!(!self.work.is_empty(), "{self:?}"),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Happening {
+    Event(Event),
+    Exit(Exit),
+    Finish(bool),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        Just(Happening::Event(Event::Start)),
+        Just(Happening::Event(Event::Stop)),
+        Just(Happening::Event(Event::Delete(Force::No))),
+        Just(Happening::Event(Event::Delete(Force::Yes))),
+        Just(Happening::Event(Event::Pause)),
+        Just(Happening::Event(Event::Resume)),
+        Just(Happening::Exit(Exit::PoweredOff)),
+        Just(Happening::Exit(Exit::Rebooted)),
+        Just(Happening::Exit(Exit::Died)),
+        any::<bool>().prop_map(Happening::Finish),
+        any::<bool>().prop_map(Happening::Finish),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_sequence_keeps_state_and_machine_in_step(happenings in prop::collection::vec(happening(), 0..60)) {
+        let mut world = World::new();
+        for happening in happenings {
+            match happening {
+                Happening::Event(event) => world.event(event),
+                Happening::Exit(exit) if world.vmm => world.event(Event::Exited(exit)),
+                Happening::Exit(_) => {}
+                Happening::Finish(success) => world.finish(success),
+            }
+            world.check();
+            if world.gone {
+                return Ok(());
+            }
+        }
+        // Whatever happened: what runs comes to its end, and then the VM can be deleted.
+        while !world.work.is_empty() {
+            world.finish(true);
+        }
+        world.event(Event::Delete(Force::Yes));
+        while !world.work.is_empty() {
+            world.finish(true);
+        }
+        prop_assert!(world.gone, "{world:?}");
+    }
+}
+
+#[test]
+fn the_usual_life() {
+    let mut state = VmState::Created;
+    for (event, expected) in [
+        (Event::Start, VmState::Starting),
+        (Event::Started, VmState::Running),
+        (Event::Pause, VmState::Paused),
+        (Event::Resume, VmState::Running),
+        (Event::Exited(Exit::Rebooted), VmState::Starting),
+        (Event::Started, VmState::Running),
+        (Event::Stop, VmState::Stopping),
+        (Event::Settled(Rest::Stopped), VmState::Stopped),
+    ] {
+        let (next, _) = next(state, event).unwrap();
+        assert_eq!(next, Next::State(expected), "{event:?}");
+        state = expected;
+    }
+    assert_eq!(next(state, Event::Delete(Force::No)).unwrap().0, Next::State(VmState::Stopping));
+    assert_eq!(next(VmState::Stopping, Event::Deleted).unwrap().0, Next::Gone);
+}
+
+#[test]
+fn what_is_refused_says_why_and_what_next() {
+    let name: VmName = "box".parse().unwrap();
+    for (state, event, doing, part) in [
+        (VmState::Running, Event::Delete(Force::No), "delete", "delete -f box"),
+        (VmState::Stopped, Event::Stop, "stop", "vm start box"),
+        (VmState::Running, Event::Start, "start", "vm show box"),
+    ] {
+        let report = next(state, event).unwrap_err().report(doing, &name, state);
+        assert_eq!(report.code, ErrorCode::WrongState);
+        assert!(report.hints.iter().any(|hint| hint.contains(part)), "{report:?}");
+        assert_eq!(report.causes.len(), 1);
+    }
+}
