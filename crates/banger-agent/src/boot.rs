@@ -1,0 +1,100 @@
+//! Pid 1 of the initrd: from the kernel's start to the image's init.
+//!
+//! Mounts what the kernel provides, loads the modules that root disk and channel need, starts the supervisor of the
+//! agent, and waits for the agent's order (see [`crate::handover`]). Then it makes the mounted root disk `/` and becomes
+//! the image's init, or stays (see [`crate::pid1`]). A boot that fails ends with a line and a power-off: the host then
+//! knows at once, where a hang would keep it waiting.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use rustix::mount::mount_move;
+use rustix::system::RebootCommand;
+
+use crate::error::{Doing, StepError};
+use crate::handover::HandOver;
+use crate::{exec, kmod, log, mounts, pid1, supervisor};
+
+/// Runs as the kernel's first program. Never returns.
+pub(crate) fn run() -> ! {
+    let error = match boot() {
+        Ok((order, pipe)) => match enter_root() {
+            Ok(()) => become_init(&order, pipe),
+            Err(error) => error,
+        },
+        Err(error) => error,
+    };
+    log::fatal(format_args!("cannot boot: {}", error.chain()));
+    power_off()
+}
+
+/// Everything up to the agent's order. The pipe that it came through stays open until pid 1 is where the order wants it.
+fn boot() -> Result<(HandOver, io::PipeReader), StepError> {
+    mounts::initrd()?;
+    log::use_kernel_log();
+    kmod::load_list("/modules/order")?;
+    let (reader, writer) = io::pipe().doing(|| "making the pipe to the agent".to_owned())?;
+    Command::new("/proc/self/exe")
+        .arg0(supervisor::NAME)
+        .arg("supervise")
+        .stdin(Stdio::from(writer))
+        .env_clear()
+        .spawn()
+        .doing(|| "starting the agent's supervisor".to_owned())?;
+    Ok((HandOver::receive(&reader)?, reader))
+}
+
+/// Makes the mounted root disk this process's `/`, as switch_root(8) does. The initrd's files are deleted, for they
+/// are memory; its mounts stay below the new root, where only the supervisor still sees them.
+fn enter_root() -> Result<(), StepError> {
+    remove_initrd();
+    let doing = || "changing to the root disk".to_owned();
+    rustix::process::chdir(mounts::NEW_ROOT).doing(doing)?;
+    mount_move(".", "/").doing(doing)?;
+    rustix::process::chroot(".").doing(doing)?;
+    rustix::process::chdir("/").doing(doing)
+}
+
+fn remove_initrd() {
+    for path in ["/init", "/modules"] {
+        let removed = match std::fs::symlink_metadata(path) {
+            Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
+            Ok(_) => std::fs::remove_file(path),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            log::note(format_args!("the memory of {path} in the initrd is not freed: {error}"));
+        }
+    }
+}
+
+/// Becomes the image's init, or stays. Either way the pipe's reading end closes once pid 1 is what it will be.
+fn become_init(order: &HandOver, pipe: io::PipeReader) -> ! {
+    let Some(program) = &order.program else {
+        let duties = pid1::Duties::prepare(pid1::Place::Machine);
+        drop(pipe);
+        match duties {
+            Ok(duties) => duties.serve(),
+            Err(error) => log::fatal(format_args!("cannot stay pid 1: {}", error.chain())),
+        }
+        power_off()
+    };
+    // The pipe is close-on-exec. The environment is what the kernel gives its first program, and a PATH.
+    let error = Command::new(program)
+        .env_clear()
+        .env("HOME", "/")
+        .env("TERM", "linux")
+        .env("PATH", exec::DEFAULT_PATH)
+        .exec();
+    log::fatal(format_args!("cannot execute the image's init {program}: {error}"));
+    power_off()
+}
+
+fn power_off() -> ! {
+    rustix::fs::sync();
+    let error = rustix::system::reboot(RebootCommand::PowerOff);
+    log::fatal(format_args!("cannot power off: {error:?}"));
+    // The kernel panics when its first program ends; with panic=-1 that restarts the machine.
+    std::process::exit(1)
+}

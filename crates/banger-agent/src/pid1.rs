@@ -1,0 +1,185 @@
+//! The duties of pid 1 in an image that has no init: it takes away every process whose parent is gone, and ends
+//! the guest in order.
+//!
+//! ```text
+//! SIGTERM, SIGINT            restart          (SIGINT is what Ctrl-Alt-Del sends)
+//! SIGUSR1, SIGUSR2, SIGPWR   power off        (busybox's init uses the same signals)
+//!
+//! TERM to every process group --- at most TERM_LIMIT ---> KILL to what is left --> sync, unmount, reboot(2)
+//! ```
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
+use rustix::system::RebootCommand;
+
+use banger_sys::signals;
+
+use crate::error::{Doing, StepError};
+use crate::{log, supervisor};
+
+/// How long processes have between TERM and KILL.
+const TERM_LIMIT: Duration = Duration::from_secs(5);
+/// How long the kernel has to end what was killed.
+const KILL_LIMIT: Duration = Duration::from_secs(2);
+/// How often processes that are no children of pid 1 are looked for: their end sends it no signal.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What pid 1 is pid 1 of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A machine whose file systems are its own.
+    Machine,
+    /// A pid namespace, in tests: the file systems are another's and stay as they are.
+    Namespace,
+}
+
+/// Pid 1 at work.
+#[derive(Debug)]
+pub(crate) struct Duties {
+    place: Place,
+    signals: OwnedFd,
+}
+
+impl Duties {
+    /// From here on no signal is lost.
+    pub(crate) fn prepare(place: Place) -> Result<Self, StepError> {
+        let wanted = [Signal::CHILD, Signal::TERM, Signal::INT, Signal::USR1, Signal::USR2, Signal::POWER];
+        let signals = signals::receive(&wanted).doing(|| "receiving the signals of pid 1".to_owned())?;
+        Ok(Self { place, signals })
+    }
+
+    /// Serves until the guest has ended; returns only if reboot(2) fails.
+    pub(crate) fn serve(&self) {
+        let command = loop {
+            reap();
+            self.wait(None);
+            match self.next_command() {
+                Some(command) => break command,
+                None => continue,
+            }
+        };
+        log::note(match command {
+            RebootCommand::PowerOff => "powering off",
+            _ => "restarting",
+        });
+        self.end_processes();
+        if self.place == Place::Machine {
+            release_file_systems();
+        }
+        if let Err(error) = rustix::system::reboot(command) {
+            log::fatal(format_args!("cannot end the guest: {error}"));
+        }
+    }
+
+    /// The first pending request to end the guest; takes the other signals away.
+    fn next_command(&self) -> Option<RebootCommand> {
+        loop {
+            let number = match signals::next(&self.signals) {
+                Ok(number) => number?,
+                Err(error) => {
+                    log::warn(format_args!("pid 1 cannot receive signals: {error}"));
+                    return None;
+                }
+            };
+            match Signal::from_named_raw(number) {
+                Some(Signal::TERM | Signal::INT) => return Some(RebootCommand::Restart),
+                Some(Signal::USR1 | Signal::USR2 | Signal::POWER) => return Some(RebootCommand::PowerOff),
+                _ => {}
+            }
+        }
+    }
+
+    fn end_processes(&self) {
+        for signal in [Signal::TERM, Signal::CONT] {
+            tell_all(signal);
+        }
+        if !self.until(TERM_LIMIT, || others() == 0) {
+            log::note("some processes do not end and are killed");
+        }
+        tell_all(Signal::KILL);
+        self.until(KILL_LIMIT, || !has_children());
+    }
+
+    /// Reaps until `done` or `limit`; whether it was done.
+    fn until(&self, limit: Duration, done: impl Fn() -> bool) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            reap();
+            if done() {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.wait(Some(left.min(LOOK)));
+            // Only to empty it: the guest is ending already.
+            self.next_command();
+        }
+    }
+
+    fn wait(&self, limit: Option<Duration>) {
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        match poll(&mut [PollFd::new(&self.signals, PollFlags::IN)], limit.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => log::warn(format_args!("pid 1 cannot wait for signals: {error}")),
+        }
+    }
+}
+
+/// Takes away every child that has ended.
+fn reap() {
+    while matches!(
+        waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG),
+        Ok(Some(_)) | Err(Errno::INTR)
+    ) {}
+}
+
+fn has_children() -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(waitid(WaitId::All, options), Err(Errno::CHILD))
+}
+
+fn tell_all(signal: Signal) {
+    if let Err(error) = signals::broadcast(signal.as_raw()) {
+        log::warn(format_args!("signal {} does not reach the processes: {error}", signal.as_raw()));
+    }
+}
+
+/// Processes besides pid 1, the agent and its supervisor. Kernel threads and ended processes have no command line.
+fn others() -> usize {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };
+    let is_other = |pid: u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let name = line.split(|byte| *byte == 0).next().unwrap_or_default();
+        let ours = [supervisor::NAME.as_bytes(), supervisor::AGENT_NAME.as_bytes()];
+        !line.is_empty() && !ours.contains(&name)
+    };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| *pid != 1 && is_other(*pid)).count()
+}
+
+/// Writes everything back, unmounts what is on a device, and leaves the root read-only.
+fn release_file_systems() {
+    rustix::fs::sync();
+    let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for line in table.lines().rev() {
+        let mut fields = line.split(' ');
+        let (Some(source), Some(target)) = (fields.next(), fields.next()) else { continue };
+        if source.starts_with("/dev/")
+            && target != "/"
+            && let Err(error) = rustix::mount::unmount(target, UnmountFlags::empty())
+        {
+            log::note(format_args!("{target} is not unmounted: {error}"));
+        }
+    }
+    if let Err(error) = rustix::mount::mount_remount("/", MountFlags::RDONLY, c"") {
+        log::warn(format_args!("the root does not become read-only: {error}"));
+    }
+    rustix::fs::sync();
+}
