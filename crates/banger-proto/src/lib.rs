@@ -7,6 +7,7 @@
 //! and [`size`].
 
 pub mod catalog;
+pub mod channel;
 pub mod daemon;
 pub mod digest;
 pub mod error;
