@@ -11,6 +11,7 @@
 //! archive is ever unpacked as a path on the host; every input is bounded in size, and a refusal names the
 //! entry at fault and leaves nothing behind. All of it is synchronous: callers give it a thread.
 
+mod compression;
 pub mod debian;
 pub mod ext4;
 pub mod initrd;

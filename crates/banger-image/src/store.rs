@@ -15,7 +15,7 @@ mod manifest;
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use banger_proto::{ByteSize, Digest};
@@ -370,25 +370,49 @@ impl Staging {
     }
 }
 
-/// The SHA-256 digest and the size in bytes of a file, read from its beginning.
+/// The SHA-256 digest and the size in bytes of a file, from its beginning. Holes are not read: an image is mostly
+/// holes, and the kernel would make a page for every 4 KiB of them.
 pub(crate) fn digest_file(path: &Path, progress: &dyn Progress) -> Result<(Digest, u64), StoreError> {
-    let mut file = File::open(path).map_err(at("open", path))?;
+    use rustix::fs::{SeekFrom, seek};
+    let file = File::open(path).map_err(at("open", path))?;
     let total = file.metadata().map_err(at("look at", path))?.len();
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
+    let zeros = vec![0; 1 << 20];
     let mut done = 0;
-    loop {
-        if progress.cancelled() {
-            return Err(StoreError::Cancelled);
+    while done < total {
+        // ENXIO: there is no more data up to the end (lseek(2)).
+        let data = match seek(&file, SeekFrom::Data(done)) {
+            Err(rustix::io::Errno::NXIO) => total,
+            found => found.map_err(|errno| at("read", path)(errno.into()))?.min(total),
+        };
+        let end = match seek(&file, SeekFrom::Hole(data)) {
+            Err(rustix::io::Errno::NXIO) => total,
+            found => found.map_err(|errno| at("read", path)(errno.into()))?.min(total),
+        };
+        while done < end {
+            if progress.cancelled() {
+                return Err(StoreError::Cancelled);
+            }
+            let hole = done < data;
+            let wanted = chunk(buffer.len(), if hole { data } else { end } - done);
+            let bytes = if hole {
+                &zeros[..wanted]
+            } else {
+                file.read_exact_at(&mut buffer[..wanted], done).map_err(at("read", path))?;
+                &buffer[..wanted]
+            };
+            hash.update(bytes);
+            done += wanted as u64;
+            progress.bytes(done, total);
         }
-        let length = file.read(&mut buffer).map_err(at("read", path))?;
-        if length == 0 {
-            return Ok((Digest::from_sha256(hash.finalize().into()), done));
-        }
-        hash.update(&buffer[..length]);
-        done += length as u64;
-        progress.bytes(done, total);
     }
+    Ok((Digest::from_sha256(hash.finalize().into()), done))
+}
+
+/// How much of `left` bytes fits into a buffer.
+pub(crate) fn chunk(buffer: usize, left: u64) -> usize {
+    usize::try_from(left).map_or(buffer, |left| left.min(buffer))
 }
 
 /// Whether a text is one plain file name.
