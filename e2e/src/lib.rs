@@ -1,1 +1,40 @@
-//! e
+//! What the end-to-end tests and the benchmark share: namespaces for a test, a world of its own for each, and the
+//! kernel and images that all of them boot.
+
+pub mod cache;
+pub mod isolate;
+pub mod world;
+
+use std::path::PathBuf;
+
+/// The kernel that tests boot.
+pub const KERNEL: &str = "debian-6.1";
+/// A Debian with systemd, ssh and git, for tests about systemd.
+pub const DEBIAN: &str = "debian-bookworm-minimal";
+/// A busybox without an init, up as soon as the agent is; for all other tests.
+pub const TINY: &str = "tiny";
+/// A file system without anything in it.
+pub const EMPTY: &str = "empty";
+
+/// The directory with the `banger` and `bangerd` under test.
+pub fn bin_dir() -> PathBuf {
+    std::env::var_os("BANGER_TEST_BIN").map_or_else(
+        || {
+            let target = std::env::var_os("CARGO_TARGET_DIR")
+                .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
+            target.join("debug")
+        },
+        PathBuf::from,
+    )
+}
+
+/// The static agent under test.
+pub fn agent() -> PathBuf {
+    std::env::var_os("BANGER_AGENT").map_or_else(
+        || {
+            let target = bin_dir().join("..");
+            target.join("x86_64-unknown-linux-gnu/agent/banger-agent")
+        },
+        PathBuf::from,
+    )
+}

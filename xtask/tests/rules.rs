@@ -1,5 +1,7 @@
 //! The rules of the repository, held by the repository.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use xtask::check::{self, Verdict};
 
 fn hold(check: check::Check) {

@@ -165,10 +165,10 @@ pub(super) fn listeners() -> io::Result<Section> {
         };
         for line in text.lines().skip(1) {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            if let (Some(local), Some(state), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) {
-                if *state == listening {
-                    section.insert(format!("{protocol} {inode}"), (*local).to_owned());
-                }
+            if let (Some(local), Some(state), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9))
+                && *state == listening
+            {
+                section.insert(format!("{protocol} {inode}"), (*local).to_owned());
             }
         }
     }

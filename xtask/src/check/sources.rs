@@ -42,7 +42,7 @@ fn uses_unsafe(line: &str) -> bool {
         code.match_indices(&needle).any(|(at, _)| {
             let quotes = code[..at].matches('"').count();
             let before = code[..at].chars().next_back();
-            quotes % 2 == 0 && !before.is_some_and(|c| c.is_alphanumeric() || c == '_')
+            quotes.is_multiple_of(2) && !before.is_some_and(|c| c.is_alphanumeric() || c == '_')
         })
     })
 }

@@ -1,0 +1,175 @@
+//! The daemon: one for all clients, and its death ends nothing.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+use e2e::isolate;
+use e2e::world::{SMALL, World, alive, code, find};
+
+use crate::Body;
+
+pub(crate) const TESTS: &[(&str, Body)] = &[
+    ("daemon_two_clients_start_one", two_clients),
+    ("daemon_restart_adopts_vms", adopts),
+    ("daemon_killed_during_a_command_loses_nothing", killed),
+    ("daemon_killed_during_run_rm_still_deletes", killed_rm),
+    ("daemon_dead_guest_prints_within_bounds", prints),
+    ("daemon_and_vm_outlive_the_terminal", outlive),
+];
+
+fn two_clients(world: &mut World) -> anyhow::Result<()> {
+    for _ in 0..3 {
+        let pids: Vec<i64> = std::thread::scope(|scope| {
+            let world = &*world;
+            let threads: Vec<_> =
+                (0..4).map(|_| scope.spawn(move || world.ok(&["vm", "list", "--json"]))).collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().ok().context("a thread panicked")?.map(drop))?;
+            let pids = (0..2).map(|_| world.daemon_pid().map(i64::from)).collect::<Result<Vec<_>, _>>()?;
+            anyhow::Ok(pids)
+        })?;
+        ensure!(pids[0] == pids[1], "two daemons answer: {pids:?}");
+        ensure!(daemons() == 1, "{} daemons run", daemons());
+        world.ok(&["daemon", "stop"])?;
+        world.until("no daemon runs", || Ok(daemons() == 0))?;
+    }
+    Ok(())
+}
+
+/// Processes that execute bangerd as the daemon: those with the lock's file open.
+fn daemons() -> usize {
+    let name = std::path::Path::new("/run/banger-test/bangerd.lock");
+    let of = |pid: &str| std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|pid| pid.bytes().all(|b| b.is_ascii_digit()))
+        .filter(|pid| of(pid).any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == name)))
+        .count()
+}
+
+fn adopts(world: &mut World) -> anyhow::Result<()> {
+    world.small_vm("kept")?;
+    world.exec("kept", &["sh", "-c", "echo here >/root/mark"])?;
+    let boot = world.exec("kept", &["cat", "/proc/sys/kernel/random/boot_id"])?.text();
+    let pid =
+        find(&world.show("kept")?, "vmm").and_then(|vmm| vmm.get("pid")?.as_i64()).context("no VMM pid")?;
+    world.kill_daemon()?;
+    ensure!(alive(i32::try_from(pid)?), "the VM died with the daemon");
+    ensure!(world.vm_state("kept")? == "running", "it is {}", world.vm_state("kept")?);
+    ensure!(
+        world.exec("kept", &["cat", "/proc/sys/kernel/random/boot_id"])?.text() == boot,
+        "it was booted again"
+    );
+    ensure!(world.exec("kept", &["cat", "/root/mark"])?.text() == "here");
+    // An orderly stop of the daemon ends no VM either.
+    world.ok(&["daemon", "stop"])?;
+    ensure!(
+        world.exec("kept", &["cat", "/proc/sys/kernel/random/boot_id"])?.text() == boot,
+        "it was booted again"
+    );
+    // A VM that dies while no daemon looks is told truthfully.
+    world.kill_daemon()?;
+    isolate::run("kill", &["-KILL", &pid.to_string()])?;
+    world.until("it is no longer running", || Ok(world.vm_state("kept")? != "running"))?;
+    Ok(())
+}
+
+/// Reads a command's numbered lines, kills the daemon at some of them, and checks that none is lost or doubled.
+fn numbered(world: &World, mut command: Command) -> anyhow::Result<()> {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut stderr = child.stderr.take().context("no stderr")?;
+    let messages = std::thread::spawn(move || {
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).map(|_| text)
+    });
+    let reader = BufReader::new(child.stdout.take().context("no stdout")?);
+    let mut next = 0_u32;
+    for line in reader.lines() {
+        let line = line?;
+        ensure!(line == format!("line {next}"), "{line:?} came instead of line {next}");
+        next += 1;
+        if [20, 90, 160].contains(&next) {
+            world.kill_daemon()?;
+        }
+    }
+    let status = code(child.wait()?);
+    let messages = messages.join().ok().context("the reader panicked")??;
+    ensure!(next == 250, "{next} lines came\n{messages}");
+    ensure!(status == 9, "status {status}\n{messages}");
+    Ok(())
+}
+
+const NUMBERS: &str = "i=0; while [ $i -lt 250 ]; do echo line $i; i=$((i+1)); sleep 0.02; done; exit 9";
+
+fn killed(world: &mut World) -> anyhow::Result<()> {
+    world.small_vm("exact")?;
+    numbered(world, world.command(&["vm", "exec", "exact", "--", "sh", "-c", NUMBERS]))
+}
+
+fn killed_rm(world: &mut World) -> anyhow::Result<()> {
+    let mut args = vec!["vm", "run", "--rm"];
+    args.extend(SMALL);
+    args.extend(["--", "sh", "-c", NUMBERS]);
+    numbered(world, world.command(&args))?;
+    ensure!(world.vms()?.is_empty(), "the VM is left");
+    Ok(())
+}
+
+fn prints(world: &mut World) -> anyhow::Result<()> {
+    world.small_vm("loud")?;
+    let size = || -> anyhow::Result<u64> {
+        let mut total = 0;
+        for vm in std::fs::read_dir(world.state.join("vms"))? {
+            for file in std::fs::read_dir(vm?.path())? {
+                let file = file?;
+                if file.file_name().to_string_lossy().starts_with("console") {
+                    total += file.metadata()?.len();
+                }
+            }
+        }
+        Ok(total)
+    };
+    let printed = "while :; do head -c 65536 /dev/zero | tr '\\0' x; echo; done >/dev/console 2>&1 &";
+    world.exec("loud", &["sh", "-c", printed])?;
+    let before = size()?;
+    world.kill_daemon()?;
+    // A minute is what is promised; the bound is what is checked, all along.
+    let mut largest = 0;
+    for _ in 0..60 {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        largest = largest.max(size()?);
+    }
+    ensure!(largest > before, "nothing was printed");
+    ensure!(largest < 64 << 20, "the console's logs took {largest} bytes");
+    ensure!(world.exec("loud", &["echo", "answers"])?.text() == "answers");
+    Ok(())
+}
+
+fn outlive(world: &mut World) -> anyhow::Result<()> {
+    let banger = e2e::bin_dir().join("banger");
+    let line =
+        format!("{} vm create --name stays {}; echo made; sleep 1000", banger.display(), SMALL.join(" "));
+    let mut command = Command::new("script");
+    command.args(["-qfec", &line, "/dev/null"]);
+    world.dress(&mut command);
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    let lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+    let mut seen = Vec::new();
+    for line in lines {
+        let line = line?;
+        if line.trim() == "made" {
+            break;
+        }
+        seen.push(line);
+    }
+    ensure!(world.vms()? == ["stays"], "no VM was made: {seen:?}");
+    let daemon = world.daemon_pid()?;
+    child.kill()?;
+    child.wait()?;
+    ensure!(world.exec("stays", &["echo", "answers"])?.text() == "answers");
+    ensure!(world.daemon_pid()? == daemon && alive(daemon), "the daemon went with the terminal");
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! Tests with real virtual machines. Each runs in namespaces and a world of its own and ends with a leak check.
+//!
+//! On a machine that cannot run them they are listed as ignored and named as *not run*.
+
+mod daemon;
+mod exec;
+mod guest;
+mod network;
+mod refuse;
+mod run;
+mod trouble;
+
+use std::process::ExitCode;
+
+use e2e::{isolate, world};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+type Body = fn(&mut world::World) -> anyhow::Result<()>;
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(network::SERVE_OUTSIDE) {
+        return match network::serve_outside() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let mut arguments = Arguments::from_args();
+    // Two cores and software emulation: more at once only makes each slower.
+    arguments.test_threads = Some(arguments.test_threads.unwrap_or(2).min(2));
+    let why_not = isolate::why_not();
+    let all: Vec<(&'static str, Body)> =
+        [run::TESTS, exec::TESTS, daemon::TESTS, guest::TESTS, network::TESTS, refuse::TESTS, trouble::TESTS]
+            .concat();
+    if let Some(why) = &why_not
+        && !arguments.ignored
+    {
+        for (name, _) in &all {
+            testkit::not_run(name, why);
+        }
+    }
+    let trials = all
+        .into_iter()
+        .map(|(name, body)| {
+            let test = move || world::test(name, body).map_err(|error| Failed::from(format!("{error:#}")));
+            Trial::test(name, test).with_ignored_flag(why_not.is_some())
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
