@@ -162,7 +162,7 @@ impl Job {
     }
 
     /// Writes down the result and tells everybody.
-    pub async fn finish(self, result: JobResult) {
+    pub async fn finish(&self, result: JobResult) {
         if let JobResult::Failed { error } = &result {
             let operation = error.operation.as_ref().map(ToString::to_string).unwrap_or_default();
             tracing::warn!(job = %self.id, operation, error = %error.message, causes = ?error.causes, "job failed");

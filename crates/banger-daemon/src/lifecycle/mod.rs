@@ -3,9 +3,22 @@
 //! - [`state`]: which event leads where.
 //! - [`plan`]: which steps an operation has.
 //! - [`journal`]: runs them, and undoes them.
+//! - [`effects`]: what the steps do, through the ports.
+//! - [`driver`]: the task. Only it writes its VM's state.
+//! - [`recover`]: what an earlier daemon left.
 
+pub mod boot;
 pub mod cancel;
+pub mod console;
+pub mod driver;
+pub mod effects;
+mod failed;
 pub mod faults;
+mod guest_config;
+pub mod identity;
 pub mod journal;
+pub mod lease;
 pub mod plan;
+pub mod recover;
 pub mod state;
+pub mod world;

@@ -11,31 +11,10 @@ use banger_proto::daemon::{
     Accepted, DaemonStatus, ImageInfo, ImageList, JobEvent, KernelInfo, KernelList, StartOptions, VmInfo,
     VmList,
 };
-use banger_proto::guest::GuestNetwork;
 use banger_proto::{ErrorCode, ErrorReport, ImageName, JobId, KernelName, SessionId, VmSpec};
 use banger_sys::paths::Paths;
 
-use crate::ports::{Contents, Guests, RootDisks, Vmm};
-
-/// What the services are made of.
-pub struct Ports {
-    /// How VMs run.
-    pub vmm: Arc<dyn Vmm>,
-    /// How root disks are kept.
-    pub disks: Arc<dyn RootDisks>,
-    /// How guests are reached.
-    pub guests: Arc<dyn Guests>,
-    /// Images and kernels.
-    pub contents: Arc<dyn Contents>,
-    /// What a guest with a network card is told.
-    pub network: GuestNetwork,
-}
-
-impl std::fmt::Debug for Ports {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ports").finish_non_exhaustive()
-    }
-}
+pub use crate::lifecycle::world::Ports;
 
 /// Everything a client can ask for.
 #[derive(Debug)]

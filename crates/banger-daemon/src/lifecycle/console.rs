@@ -1,0 +1,165 @@
+//! Looking at a guest's console log on the host. What a guest wrote is bounded and made printable before
+//! anybody sees it.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+/// What Linux says when it gives up (kernel/panic.c).
+const PANIC: &[u8] = b"Kernel panic - not syncing";
+/// So much of a log's end is looked at for its last lines.
+const TAIL: u64 = 32 * 1024;
+/// So much is read at once while a boot is watched.
+const CHUNK: u64 = 256 * 1024;
+/// Longer lines are cut, in characters.
+const WIDTH: usize = 200;
+
+/// The last lines of a log, printable; empty where there is none.
+pub fn last_lines(log: &Path, count: usize) -> Vec<String> {
+    let text = read_tail(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<String> = text.split('\n').map(printable).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(count)..].to_vec()
+}
+
+/// Whether a panic is among a log's last lines.
+pub fn tail_panicked(log: &Path) -> bool {
+    read_tail(log).is_ok_and(|text| text.windows(PANIC.len()).any(|window| window == PANIC))
+}
+
+/// A text of a guest's as one line that does nothing to a terminal.
+pub fn printable(text: &str) -> String {
+    let mut line = String::new();
+    let mut chars = text.chars();
+    let mut width = 0;
+    while let Some(char) = chars.next() {
+        if width == WIDTH {
+            line.push_str("...");
+            break;
+        }
+        match char {
+            // A control sequence (ECMA-48): its parameters up to the final letter.
+            '\u{1b}' => {
+                if chars.as_str().starts_with('[') {
+                    chars.next();
+                    for char in chars.by_ref() {
+                        if ('@'..='~').contains(&char) {
+                            break;
+                        }
+                    }
+                }
+            }
+            '\t' => line.push(' '),
+            char if char.is_control() => continue,
+            char => line.push(char),
+        }
+        width += 1;
+    }
+    line.trim().to_owned()
+}
+
+fn read_tail(log: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(log)?;
+    let start = file.metadata()?.len().saturating_sub(TAIL);
+    file.seek(SeekFrom::Start(start))?;
+    let mut text = Vec::new();
+    file.take(TAIL).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// Follows a log from a start on.
+#[derive(Debug)]
+pub struct Watch {
+    log: PathBuf,
+    offset: u64,
+    /// The end of what was read, in which a panic may have begun.
+    carry: Vec<u8>,
+    panicked: bool,
+}
+
+impl Watch {
+    /// From the log's present end on.
+    pub fn from_end(log: PathBuf) -> Self {
+        let offset = log.metadata().map_or(0, |meta| meta.len());
+        Self { log, offset, carry: Vec::new(), panicked: false }
+    }
+
+    /// Reads on; says whether anything came. A log that cannot be read is one to which nothing comes.
+    pub fn grew(&mut self) -> bool {
+        self.read().unwrap_or(false)
+    }
+
+    /// Whether the kernel gave up.
+    pub fn panicked(&self) -> bool {
+        self.panicked
+    }
+
+    fn read(&mut self) -> io::Result<bool> {
+        let mut file = File::open(&self.log)?;
+        let len = file.metadata()?.len();
+        if len < self.offset {
+            // It was rotated.
+            self.offset = 0;
+        }
+        if len == self.offset {
+            return Ok(false);
+        }
+        file.seek(SeekFrom::Start(self.offset))?;
+        let mut text = std::mem::take(&mut self.carry);
+        let read = file.take(CHUNK).read_to_end(&mut text)?;
+        self.offset += read as u64;
+        self.panicked |= text.windows(PANIC.len()).any(|window| window == PANIC);
+        self.carry = text.split_off(text.len().saturating_sub(PANIC.len()));
+        Ok(read > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn last_lines_are_bounded_and_printable() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("console.log");
+        assert!(last_lines(&log, 3).is_empty());
+        let mut file = File::create(&log).unwrap();
+        for number in 0..50_000 {
+            writeln!(file, "line {number}\r").unwrap();
+        }
+        write!(file, "\x1b[31mred\x1b[0m\x07\tbell\n{}\n\n", "x".repeat(5000)).unwrap();
+        file.write_all(b"\xff\xfe no text").unwrap();
+        let lines = last_lines(&log, 4);
+        assert_eq!(lines[0], "line 49999");
+        assert_eq!(lines[1], "red bell");
+        assert_eq!(lines[2].chars().count(), WIDTH + 3);
+        assert!(lines[3].ends_with("no text"));
+        assert!(lines.iter().all(|line| !line.contains('\x1b')));
+    }
+
+    #[test]
+    fn a_panic_is_seen_across_reads_and_not_from_an_earlier_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("console.log");
+        std::fs::write(&log, "Kernel panic - not syncing: an old one\n").unwrap();
+        let mut watch = Watch::from_end(log.clone());
+        assert!(!watch.grew() && !watch.panicked());
+        let mut file = File::options().append(true).open(&log).unwrap();
+        file.write_all(b"booting\nKernel panic - no").unwrap();
+        assert!(watch.grew() && !watch.panicked());
+        file.write_all(b"t syncing: VFS\n").unwrap();
+        assert!(watch.grew() && watch.panicked());
+        assert!(!watch.grew());
+    }
+
+    #[test]
+    fn a_rotated_log_is_read_from_its_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("console.log");
+        std::fs::write(&log, "x".repeat(1000)).unwrap();
+        let mut watch = Watch::from_end(log.clone());
+        std::fs::write(&log, "Kernel panic - not syncing: x").unwrap();
+        assert!(watch.grew() && watch.panicked());
+    }
+}

@@ -1,0 +1,191 @@
+//! What an earlier daemon left of a VM: its open operation is undone or finished, its machine adopted or cleaned up
+//! after, and its state told truthfully.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use banger_proto::{ErrorCode, ErrorReport, VmState};
+use banger_sys::process;
+
+use super::driver::sentence;
+use super::effects::{SharedLive, VmEffects, lock};
+use super::journal::{Effects, Journal};
+use super::plan::{self, AfterCrash, Kind, Plan, RootSize, Step};
+use super::world::World;
+use crate::jobs::Unreported;
+use crate::lifecycle::cancel::Cancel;
+use crate::model::{OpenOperation, VmRecord};
+use crate::store::{Durability, journal, vms};
+
+/// What became of a VM.
+#[derive(Debug)]
+pub enum Recovered {
+    /// It is at rest.
+    AtRest(VmRecord),
+    /// It runs, and is ours again.
+    Runs(VmRecord, SharedLive),
+    /// It is gone: its creation was undone, or its deletion finished.
+    Gone,
+}
+
+/// Brings a VM back to a state that is true.
+pub async fn recover(world: &Arc<World>, mut record: VmRecord, open: Option<OpenOperation>) -> Recovered {
+    let result = match open {
+        Some(open) => operation(world, &mut record, open).await,
+        None => at_rest_or_running(world, &mut record).await,
+    };
+    match result {
+        Ok(recovered) => recovered,
+        Err(error) => {
+            tracing::error!(vm = %record.id, name = %record.name, %error, causes = ?error.causes,
+                "cannot recover a VM");
+            record.state = VmState::Error;
+            record.cause = Some(sentence(&error));
+            if let Err(error) = save(world, &record).await {
+                tracing::error!(vm = %record.id, %error, "cannot write down the VM's state");
+            }
+            Recovered::AtRest(record)
+        }
+    }
+}
+
+fn effects(world: &Arc<World>, record: &VmRecord) -> VmEffects {
+    VmEffects {
+        world: world.clone(),
+        record: record.clone(),
+        live: SharedLive::default(),
+        report: Arc::new(Unreported),
+        start: None,
+        stop_within: Duration::ZERO,
+    }
+}
+
+async fn operation(
+    world: &Arc<World>,
+    record: &mut VmRecord,
+    open: OpenOperation,
+) -> Result<Recovered, ErrorReport> {
+    let kind = Kind::parse(&open.kind).ok_or_else(|| unknown(&open.kind))?;
+    tracing::info!(vm = %record.id, name = %record.name, operation = %open.id, kind = kind.as_str(),
+        "an earlier daemon ended in the middle of it");
+    let effects = effects(world, record);
+    let plan = plan_of(kind);
+    let operation = Journal::resume(open.id.clone(), open.vm.clone(), plan);
+    match kind.after_crash() {
+        AfterCrash::Undo => {
+            let begun = open
+                .begun
+                .iter()
+                .map(|word| Step::parse(word).ok_or_else(|| unknown(word)))
+                .collect::<Result<Vec<_>, _>>()?;
+            let interrupted =
+                ErrorReport::new(ErrorCode::Interrupted, "the daemon ended in the middle of it");
+            let undone = world.journal.undo(&operation, &begun, &effects, interrupted).await;
+            if !undone.clean {
+                return Err(undone.error);
+            }
+        }
+        AfterCrash::Finish => {
+            world.journal.go(&operation, &effects, &Cancel::never()).await.map_err(|undone| undone.error)?;
+        }
+    }
+    let id = record.id.clone();
+    match kind {
+        Kind::Create | Kind::Delete => {
+            world.journal.close(&operation, true, move |conn| vms::delete(conn, &id)).await?;
+            return Ok(Recovered::Gone);
+        }
+        Kind::Start => {
+            record.state = VmState::Stopped;
+            record.cause = Some("the daemon ended while it was starting".into());
+        }
+        Kind::Stop | Kind::Settle => {
+            // What a clean-up was for (a fault, or the guest's own power-off) is in the log, not in the store.
+            record.state = VmState::Stopped;
+            record.cause = Some("the daemon ended while it was stopping; that was finished later".into());
+        }
+    }
+    let row = record.clone();
+    world.journal.close(&operation, true, move |conn| vms::update(conn, &row)).await?;
+    Ok(Recovered::AtRest(record.clone()))
+}
+
+/// The steps of a kind whose operation is run from the beginning.
+fn plan_of(kind: Kind) -> Plan {
+    match kind {
+        Kind::Create => plan::create(),
+        Kind::Start => plan::start(banger_proto::spec::Wait::Agent, RootSize::AsImage),
+        Kind::Stop => plan::stop(),
+        Kind::Settle => plan::settle(),
+        Kind::Delete => plan::delete(),
+    }
+}
+
+async fn at_rest_or_running(world: &Arc<World>, record: &mut VmRecord) -> Result<Recovered, ErrorReport> {
+    let id = record.id.clone();
+    let read = world.store.call(Durability::Process, move |conn| vms::processes(conn, &id));
+    let processes = read.await.map_err(|error| error.report("cannot read the processes of a VM"))?;
+    let runs = match record.state {
+        VmState::Running | VmState::Paused => true,
+        VmState::Created | VmState::Starting | VmState::Stopping | VmState::Stopped | VmState::Error => false,
+    };
+    let dirs = world.dirs(&record.id);
+    if runs && let Some(machine) = world.ports.vmm.adopt(&record.id, &dirs, &processes).await? {
+        tracing::info!(vm = %record.id, name = %record.name, pid = machine.pid(), "adopted");
+        let guest = world.ports.guests.link(&record.id, dirs.channel_socket());
+        let live = SharedLive::default();
+        {
+            let mut live = lock(&live);
+            live.machine = Some(machine);
+            live.guest = Some(guest);
+        }
+        return Ok(Recovered::Runs(record.clone(), live));
+    }
+    let moved_on = runs || matches!(record.state, VmState::Starting | VmState::Stopping);
+    if !moved_on && processes.is_empty() {
+        return Ok(Recovered::AtRest(record.clone()));
+    }
+    effects(world, record).perform(Step::CleanUp).await?;
+    if moved_on {
+        let rebooted = match process::boot_id() {
+            Ok(now) => processes.iter().any(|(_, process)| process.boot_id != now),
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell whether the host was restarted");
+                false
+            }
+        };
+        let (state, cause) = match (record.state, rebooted) {
+            (VmState::Running | VmState::Paused, true) => (VmState::Stopped, "the host was restarted"),
+            (VmState::Running | VmState::Paused, false) => {
+                (VmState::Error, "its VMM ended while no daemon ran; its guest may have shut down")
+            }
+            (VmState::Starting, _) => (VmState::Stopped, "the daemon ended while it was starting"),
+            _ => (VmState::Stopped, "the daemon ended while it was stopping"),
+        };
+        record.state = state;
+        record.cause = Some(cause.into());
+        tracing::warn!(vm = %record.id, name = %record.name, cause, "it does not run any more");
+        save(world, record).await?;
+    }
+    Ok(Recovered::AtRest(record.clone()))
+}
+
+async fn save(world: &World, record: &VmRecord) -> Result<(), ErrorReport> {
+    let row = record.clone();
+    let written = world.store.call(Durability::Process, move |conn| vms::update(conn, &row)).await;
+    written.map_err(|error| error.report("cannot write down the VM's state"))
+}
+
+/// Every open operation, by VM.
+pub async fn open_operations(world: &World) -> Result<Vec<OpenOperation>, ErrorReport> {
+    let read = world.store.call(Durability::Process, journal::open_operations).await;
+    read.map_err(|error| error.report("cannot read the journal"))
+}
+
+fn unknown(word: &str) -> ErrorReport {
+    ErrorReport::new(
+        ErrorCode::StoreUnusable,
+        format!("the journal holds '{word}', which this banger does not know"),
+    )
+    .hint("install the banger that wrote it")
+}
