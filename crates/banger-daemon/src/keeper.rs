@@ -1,24 +1,27 @@
-//! The keeper of a VM's logs: a small process per VM that outlives the daemon.
+//! The keeper of a VM's logs and the guard of its network: a small process per VM that outlives the daemon.
 //!
 //! ```text
 //! fd 3: QEMU's serial port (socket pair) --> console.log  -> console.log.1
 //! fd 4: what QEMU itself says (pipe)     --> vmm.log      -> vmm.log.1
+//! fd 5: QEMU's network card (socket pair) <-> guard <-> fd 6: passt (socket pair); only with a network
 //! ```
 //!
 //! It drains both, whatever happens: a full disk loses lines but never blocks the guest, and what is kept is
-//! bounded. It ends when both have ended, which is when QEMU has. `bangerd keeper CONSOLE_LOG VMM_LOG` is a
-//! hidden mode.
+//! bounded. It ends when all have ended, which is when QEMU has. `bangerd keeper CONSOLE_LOG VMM_LOG
+//! [network]` is a hidden mode.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use banger_sys::become_program::FIRST_FD;
 use banger_sys::inherited::take;
 use banger_sys::rotate::RotatingLog;
+
+use crate::net::guard;
 
 /// The hidden mode's name on the command line of `bangerd`.
 pub const MODE: &str = "keeper";
@@ -27,30 +30,46 @@ pub const CONSOLE_BOUND: u64 = 4 << 20;
 /// Bytes of a VMM's log before it is rotated; twice that is kept.
 pub const VMM_BOUND: u64 = 256 << 10;
 
+/// The word that says that descriptors 5 and 6 are there.
+const NETWORK: &str = "network";
+
 /// The keeper's arguments.
-pub fn args(console_log: &Path, vmm_log: &Path) -> Vec<OsString> {
-    vec![MODE.into(), console_log.into(), vmm_log.into()]
+pub fn args(console_log: &Path, vmm_log: &Path, network: bool) -> Vec<OsString> {
+    let mut args = vec![MODE.into(), console_log.into(), vmm_log.into()];
+    args.extend(network.then(|| NETWORK.into()));
+    args
 }
 
 /// `bangerd keeper`: `args` are those after the mode's name.
 pub fn main(args: &[OsString]) -> ExitCode {
-    let [console_log, vmm_log] = args else {
-        eprintln!("usage: bangerd {MODE} CONSOLE_LOG VMM_LOG");
-        return ExitCode::from(2);
-    };
-    let (console_log, vmm_log) = (PathBuf::from(console_log), PathBuf::from(vmm_log));
-    let (console, vmm) = match (take(FIRST_FD), take(FIRST_FD + 1)) {
-        (Ok(console), Ok(vmm)) => (console, vmm),
-        (Err(error), _) | (_, Err(error)) => {
-            eprintln!("cannot keep the logs: {error}");
-            return ExitCode::FAILURE;
+    let (console_log, vmm_log, network) = match args {
+        [console, vmm] => (console, vmm, false),
+        [console, vmm, network] if network == NETWORK => (console, vmm, true),
+        _ => {
+            eprintln!("usage: bangerd {MODE} CONSOLE_LOG VMM_LOG [{NETWORK}]");
+            return ExitCode::from(2);
         }
     };
+    match run(Path::new(console_log), Path::new(vmm_log), network) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cannot keep the logs: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(console_log: &Path, vmm_log: &Path, network: bool) -> io::Result<()> {
+    let (console, vmm) = (take(FIRST_FD)?, take(FIRST_FD + 1)?);
+    let network = if network { Some((take(FIRST_FD + 2)?, take(FIRST_FD + 3)?)) } else { None };
     std::thread::scope(|threads| {
-        threads.spawn(|| keep(vmm, &vmm_log, VMM_BOUND));
-        keep(console, &console_log, CONSOLE_BOUND);
+        threads.spawn(|| keep(vmm, vmm_log, VMM_BOUND));
+        if let Some((card, passt)) = network {
+            threads.spawn(|| guard::run(card.into(), passt.into()));
+        }
+        keep(console, console_log, CONSOLE_BOUND);
     });
-    ExitCode::SUCCESS
+    Ok(())
 }
 
 /// Copies a stream into a log of bounded size until its end.

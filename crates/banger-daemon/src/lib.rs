@@ -7,6 +7,7 @@
 //! State comes back only through a driver's watch channel. What tests replace are the traits of [`ports`].
 
 pub mod clock;
+pub mod disk;
 pub mod jobs;
 pub mod keeper;
 pub mod launch;
@@ -19,8 +20,10 @@ pub mod net;
 pub mod ports;
 pub mod random;
 pub mod rpc;
+pub mod scope;
 pub mod server;
 pub mod service;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod vmm;

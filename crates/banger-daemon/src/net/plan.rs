@@ -9,13 +9,13 @@ use std::net::Ipv4Addr;
 use banger_proto::guest::GuestNetwork;
 
 /// The guest.
-pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 /// Length of the network's prefix.
 pub const PREFIX: u8 = 24;
 /// Where the guest sends what is not for its own network. Nothing answers there by itself.
-pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// The resolver: what is sent there reaches the host's resolver, also where that is a loopback address.
-pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
+pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 3);
 /// Largest packet in bytes: all that fits an Ethernet frame of passt's; the path beyond is the host's business.
 pub const MTU: u32 = 65_520;
 /// The guest's Ethernet address: locally administered, the same in every guest.

@@ -1,0 +1,6 @@
+//! VMMs behind [`crate::ports::Vmm`]: QEMU's microvm machine.
+
+pub mod qemu;
+mod tail;
+
+pub use tail::{console_tail, tail};
