@@ -43,7 +43,8 @@ lint: ## Formatting, clippy, shellcheck, licences and sources of dependencies
 bench: build ## Measure against bare QEMU on this machine
 	@scripts/host-packages.sh run test
 	$(CARGO) build --release --locked -p e2e --bin bench
-	$(TARGET_DIR)/release/bench
+	BANGER_TEST_BIN=$(abspath $(TARGET_DIR)/release) BANGER_AGENT=$(abspath $(TARGET_DIR)/release/banger-agent) \
+		$(TARGET_DIR)/release/bench
 
 install: build ## Install below PREFIX (/usr/local), honours DESTDIR
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/banger

@@ -93,19 +93,23 @@ pub fn test(name: &str, body: impl FnOnce(&mut World) -> anyhow::Result<()>) -> 
 
 impl World {
     fn new(name: &str) -> anyhow::Result<Self> {
+        let world = Self::at(&cache::root()?.join("run").join(name), Path::new("/run/banger-test"))?;
+        ensure!(world.before.unseen().is_empty(), "the picture has holes: {:?}", world.before.unseen());
+        Ok(world)
+    }
+
+    /// A world in a directory, which is made anew, and with this runtime directory. The caller ends it.
+    pub fn at(dir: &Path, runtime: &Path) -> anyhow::Result<Self> {
         let template = cache::template()?;
-        let dir = cache::root()?.join("run").join(name);
         if dir.exists() {
-            fs::remove_dir_all(&dir).context("removing what an earlier run left")?;
+            fs::remove_dir_all(dir).context("removing what an earlier run left")?;
         }
         let state = dir.join("state");
         fs::create_dir_all(dir.join("home"))?;
         fs::create_dir_all(dir.join("tmp"))?;
         cache::copy(&template, &state)?;
-        let runtime = PathBuf::from("/run/banger-test");
-        let before = Picture::take(&[&dir, Path::new("/run"), Path::new("/dev/shm")])?;
-        ensure!(before.unseen().is_empty(), "the picture has holes: {:?}", before.unseen());
-        Ok(Self { dir, runtime, state, env: Vec::new(), before })
+        let before = Picture::take(&[dir, Path::new("/run"), Path::new("/dev/shm")])?;
+        Ok(Self { dir: dir.to_owned(), runtime: runtime.to_owned(), state, env: Vec::new(), before })
     }
 
     /// `banger` with these arguments, in this world.

@@ -1,0 +1,213 @@
+//! `make bench`: what banger costs on top of what it cannot avoid.
+//!
+//! Each line is a ratio against a reference that is measured in the same run: seven pairs, one after the other, so that
+//! a busy moment of the host hits both, and the medians of both sides. It prints a verdict and never fails.
+
+mod bare;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use e2e::world::{World, find};
+use e2e::{DEBIAN, KERNEL, TINY, cache};
+
+const PAIRS: usize = 7;
+
+/// One line of the table.
+struct Row {
+    what: &'static str,
+    reference: &'static str,
+    limit: &'static str,
+    /// The most that is fine, for this reference.
+    most: fn(Duration) -> Duration,
+    ours: Vec<Duration>,
+    theirs: Vec<Duration>,
+}
+
+fn main() -> anyhow::Result<()> {
+    cache::make()?;
+    let dir = cache::root()?.join("bench");
+    let runtime = PathBuf::from(format!("/tmp/banger-bench-{}", std::process::id()));
+    let world = World::at(&dir, &runtime)?;
+    let result = measure(&world);
+    let ended = world.delete_all().and_then(|()| world.ok(&["daemon", "stop"]));
+    if runtime.exists() {
+        std::fs::remove_dir_all(&runtime)?;
+    }
+    std::fs::remove_dir_all(&dir)?;
+    let rows = result?;
+    ended?;
+    print(&rows);
+    Ok(())
+}
+
+fn measure(world: &World) -> anyhow::Result<Vec<Row>> {
+    let tiny = reference(world, TINY)?;
+    let debian = reference(world, DEBIAN)?;
+    let target = world.exec(DEBIAN, &["systemctl", "get-default"])?.text();
+    eprintln!("systemd's default target is {target}");
+    let exec = exec(world)?;
+    world.delete_all()?;
+
+    let agent = |image, what, machine: &bare::Machine| {
+        pairs(
+            what,
+            || timed(|| run(world, image, &["--wait", "agent"])),
+            || bare::until_first_byte(machine, &world.dir),
+        )
+    };
+    let (ours, theirs) = agent(TINY, "agent, busybox", &tiny)?;
+    let cold_tiny = Row {
+        what: "vm run --wait agent --rm -- true, busybox root",
+        reference: "bare QEMU until the agent's first byte",
+        limit: "1.15 x + 100 ms",
+        most: |theirs| theirs.mul_f64(1.15) + Duration::from_millis(100),
+        ours,
+        theirs,
+    };
+    let (ours, theirs) = agent(DEBIAN, "agent, Debian", &debian)?;
+    let cold = Row { what: "vm run --wait agent --rm -- true, Debian", ours, theirs, ..cold_tiny.like() };
+    let (ours, theirs) = pairs(
+        "booted",
+        || timed(|| run(world, DEBIAN, &[])),
+        || bare::until_target(&debian, &world.dir, &target),
+    )?;
+    let booted = Row {
+        what: "vm run --rm -- true, booted",
+        reference: "bare QEMU until systemd's default target",
+        limit: "1.05 x",
+        most: |theirs| theirs.mul_f64(1.05),
+        ours,
+        theirs,
+    };
+    Ok(vec![cold_tiny, cold, booted, exec])
+}
+
+impl Row {
+    fn like(&self) -> Self {
+        Self { ours: Vec::new(), theirs: Vec::new(), ..*self }
+    }
+}
+
+fn run(world: &World, image: &str, more: &[&str]) -> anyhow::Result<()> {
+    let mut line = vec!["vm", "run", "--rm", "--image", image, "--kernel", KERNEL];
+    line.extend(["--vcpu", "1", "--memory", "1GiB"]);
+    line.extend(more);
+    line.extend(["--", "true"]);
+    world.ok(&line).map(drop)
+}
+
+/// Leaves a VM of this image running, named like it, and takes from it how its QEMU was started.
+fn reference(world: &World, image: &str) -> anyhow::Result<bare::Machine> {
+    let line = [
+        "vm", "create", "--name", image, "--image", image, "--kernel", KERNEL, "--vcpu", "1", "--memory",
+        "1GiB",
+    ];
+    world.ok(&line)?;
+    let shown = world.show(image)?;
+    let pid = find(&shown, "vmm").and_then(|vmm| vmm.get("pid")?.as_i64()).context("vm show names no VMM")?;
+    bare::Machine::of(pid, &backing(world, image)?)
+}
+
+/// The image's own file.
+fn backing(world: &World, image: &str) -> anyhow::Result<PathBuf> {
+    let shown = world.ok(&["image", "show", image, "--json"])?.json()?;
+    let digest =
+        find(&shown, "digest").and_then(|digest| digest.as_str()).context("image show has no digest")?;
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    let dir = world.state.join("images").join(hex);
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&dir)
+        .with_context(|| format!("reading {}", dir.display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "ext4"))
+        .collect();
+    files.pop().context("the image has no file")
+}
+
+/// `vm exec -- true` against a fork and exec of it by a shell in the guest.
+fn exec(world: &World) -> anyhow::Result<Row> {
+    const TURNS: u32 = 20;
+    let script = format!(
+        "read a b </proc/uptime; s=$(date +%s%N); i=0; while [ $i -lt {TURNS} ]; do /bin/true; i=$((i+1)); done; \
+         e=$(date +%s%N); echo $((e-s))"
+    );
+    let (ours, theirs) = pairs(
+        "exec",
+        || timed(|| world.exec(DEBIAN, &["true"]).map(drop)),
+        || {
+            let spent: u64 =
+                world.exec(DEBIAN, &["sh", "-c", &script])?.text().parse().context("no number")?;
+            Ok(Duration::from_nanos(spent) / TURNS)
+        },
+    )?;
+    Ok(Row {
+        what: "vm exec -- true, Debian",
+        reference: "the guest's own fork and exec of it",
+        limit: "1.5 x + 10 ms",
+        most: |theirs| theirs.mul_f64(1.5) + Duration::from_millis(10),
+        ours,
+        theirs,
+    })
+}
+
+fn timed(work: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed())
+}
+
+/// One turn of each that does not count, then the pairs.
+fn pairs(
+    what: &str,
+    ours: impl Fn() -> anyhow::Result<Duration>,
+    theirs: impl Fn() -> anyhow::Result<Duration>,
+) -> anyhow::Result<(Vec<Duration>, Vec<Duration>)> {
+    ours().context("banger")?;
+    theirs().context("the reference")?;
+    let mut times = (Vec::new(), Vec::new());
+    for pair in 1..=PAIRS {
+        times.0.push(ours()?);
+        times.1.push(theirs()?);
+        eprintln!("{what}: pair {pair} of {PAIRS}: {:?} against {:?}", times.0[pair - 1], times.1[pair - 1]);
+    }
+    ensure!(times.0.len() == PAIRS, "a pair is missing");
+    Ok(times)
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut times = times.to_vec();
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+fn print(rows: &[Row]) {
+    println!("\nMedians of {PAIRS} interleaved pairs, on this machine, now.\n");
+    println!("| what | took | reference | took | ratio | at most | verdict |");
+    println!("|---|---|---|---|---|---|---|");
+    for row in rows {
+        let (ours, theirs) = (median(&row.ours), median(&row.theirs));
+        let most = (row.most)(theirs);
+        println!(
+            "| {} | {} | {} | {} | {:.2} x | {} = {} | {} |",
+            row.what,
+            ms(ours),
+            row.reference,
+            ms(theirs),
+            ours.as_secs_f64() / theirs.as_secs_f64().max(1e-9),
+            row.limit,
+            ms(most),
+            if ours <= most { "within" } else { "OVER" },
+        );
+    }
+}
+
+fn ms(time: Duration) -> String {
+    format!("{:.0} ms", time.as_secs_f64() * 1000.0)
+}
+
+/// A path as text.
+fn text(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().with_context(|| format!("{} is no text", path.display()))
+}
