@@ -42,6 +42,9 @@ pub enum ImportError {
     /// The file system could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// The archive ended, and its writer did not say that it is whole.
+    #[error("the archive's writer ended without saying that the archive is complete")]
+    NotComplete,
     /// The file that was to be registered is no ext4 file system.
     #[error("the file is no ext4 file system: {0}")]
     NotExt4(String),
@@ -57,6 +60,16 @@ pub enum ImportError {
     /// The caller asked for the work to end.
     #[error("the import was cancelled")]
     Cancelled,
+}
+
+impl ImportError {
+    /// Whether it ended because the caller asked for it.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(
+            self,
+            Self::Cancelled | Self::Write(WriteError::Cancelled) | Self::Store(StoreError::Cancelled)
+        )
+    }
 }
 
 /// What an archive may ask for.
@@ -76,6 +89,8 @@ impl Limits {
     /// For whole machines: far above any root that is used, far below what hurts a host that has the disk.
     pub(crate) const MACHINE: Self =
         Self { stream: 256 << 30, data: 64 << 30, file: 8 << 40, entries: 2_000_000 };
+    /// For one package of a distribution.
+    pub(crate) const PACKAGE: Self = Self { stream: 4 << 30, data: 2 << 30, file: 1 << 30, entries: 100_000 };
 }
 
 /// Makes an image of a tar archive: plain, or compressed with gzip, zstd or xz. `source` says for people where
@@ -86,7 +101,19 @@ pub fn import_tar(
     source: &str,
     progress: &dyn Progress,
 ) -> Result<Image, ImportError> {
-    import_within(store, input, source, progress, &Limits::MACHINE)
+    import_within(store, input, || Ok(true), source, progress, &Limits::MACHINE)
+}
+
+/// The same for an archive whose writer says apart from it whether it is whole: `complete` is asked once the
+/// archive was read to its end, and without its yes there is no image.
+pub fn import_tar_confirmed(
+    store: &Store,
+    input: impl Read,
+    complete: impl FnOnce() -> io::Result<bool>,
+    source: &str,
+    progress: &dyn Progress,
+) -> Result<Image, ImportError> {
+    import_within(store, input, complete, source, progress, &Limits::MACHINE)
 }
 
 /// Makes an image of an open ext4 file by copying it; whatever is in it stays as it is. The descriptor's file
@@ -106,6 +133,7 @@ pub fn register(
 fn import_within(
     store: &Store,
     input: impl Read,
+    complete: impl FnOnce() -> io::Result<bool>,
     source: &str,
     progress: &dyn Progress,
     limits: &Limits,
@@ -115,6 +143,9 @@ fn import_within(
     let mut spool = Spool::new(staging.scratch()).map_err(ImportError::Output)?;
     let tree = read_archive(input, &mut spool, limits, progress, |_| true)?;
     let spooled = spool.finish().map_err(ImportError::Output)?;
+    if !complete().map_err(ImportError::Input)? {
+        return Err(ImportError::NotComplete);
+    }
 
     progress.stage("write the file system");
     let file = create(&staging.image_file()).map_err(ImportError::Output)?;

@@ -4,7 +4,7 @@
 //! holes of the image. It vanishes with its descriptor.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -69,7 +69,7 @@ impl Spool {
     /// Ends the filling.
     pub(crate) fn finish(self) -> io::Result<Spooled> {
         let file = self.out.into_inner().map_err(io::IntoInnerError::into_error)?;
-        Ok(Spooled { file })
+        Ok(Spooled { file, end: self.end })
     }
 }
 
@@ -156,9 +156,16 @@ impl FileSpool<'_> {
 #[derive(Debug)]
 pub(crate) struct Spooled {
     file: File,
+    end: u64,
 }
 
 impl Spooled {
+    /// A spool again, to which more is added; what is in it stays.
+    pub(crate) fn reopen(mut self) -> io::Result<Spool> {
+        self.file.seek(io::SeekFrom::Start(self.end))?;
+        Ok(Spool { out: BufWriter::with_capacity(1 << 20, self.file), end: self.end })
+    }
+
     /// Reads the data of a file, without its holes.
     pub(crate) fn data<'a>(&'a self, content: &'a Content) -> DataReader<'a> {
         DataReader { file: &self.file, extents: &content.extents, done: 0 }

@@ -76,7 +76,7 @@ fn refused(bytes: &[u8]) -> String {
 
 fn refused_within(bytes: &[u8], limits: &Limits) -> String {
     let (dir, store) = store();
-    let error = import_within(&store, bytes, "test", &Silent, limits).unwrap_err();
+    let error = import_within(&store, bytes, || Ok(true), "test", &Silent, limits).unwrap_err();
     for place in ["staging", "images"] {
         assert_eq!(fs::read_dir(dir.path().join(place)).unwrap().count(), 0, "{place}");
     }
@@ -216,6 +216,16 @@ fn the_same_archive_gives_the_same_image_however_it_is_compressed() {
     let (_dir, store) = store();
     let other = import_tar(&store, &other[..], "test", &Silent).unwrap();
     assert_ne!(other.digest(), images[0].0.digest());
+}
+
+#[test]
+fn without_its_writers_yes_an_archive_is_no_image() {
+    let (dir, store) = store();
+    let bytes = odd_archive();
+    let error = import_tar_confirmed(&store, &bytes[..], || Ok(false), "test", &Silent).unwrap_err();
+    assert!(matches!(error, ImportError::NotComplete));
+    assert_eq!(fs::read_dir(dir.path().join("staging")).unwrap().count(), 0);
+    assert!(store.images().unwrap().is_empty());
 }
 
 /// Everything that the writer can hold, read back by the writer's own reader: what needs no privilege.

@@ -142,6 +142,12 @@ impl Tree {
         self.nodes.len()
     }
 
+    /// The tree below one of its directories.
+    pub(crate) fn rooted_at(mut self, id: NodeId) -> Self {
+        self.nodes[ROOT.0] = self.nodes[id.0].clone();
+        self
+    }
+
     /// The node that a path names, symbolic links not followed.
     pub(crate) fn find(&self, path: &[u8]) -> Option<NodeId> {
         let names = names(path).ok()?;
