@@ -13,7 +13,8 @@ export BANGER_TEST_CACHE=${BANGER_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ba
 BANGER_TEST_NOT_RUN=$(mktemp)
 export BANGER_TEST_NOT_RUN
 log=$(mktemp)
-trap 'rm -f "$BANGER_TEST_NOT_RUN" "$log"' EXIT
+picture=$(mktemp)
+trap 'rm -f "$BANGER_TEST_NOT_RUN" "$log" "$picture"' EXIT
 
 cargo build --locked --workspace --bins
 scripts/build-agent.sh
@@ -22,6 +23,7 @@ export BANGER_AGENT=$target/x86_64-unknown-linux-gnu/agent/banger-agent
 echo "== making what the VM tests boot"
 "$target/debug/prepare"
 
+"$target/debug/picture" save "$picture"
 status=0
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --locked --workspace --no-fail-fast --color never "$@" 2>&1 | tee "$log" || status=$?
@@ -32,6 +34,7 @@ else
     summary=$(awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
         END { printf "Summary %d tests run: %d passed, %d failed, %d skipped", passed + failed, passed, failed, ignored }' "$log")
 fi
+"$target/debug/picture" compare "$picture" || status=1
 if [ -s "$BANGER_TEST_NOT_RUN" ]; then
     echo
     sort -u "$BANGER_TEST_NOT_RUN" | sed 's/^/*not run*: /'
