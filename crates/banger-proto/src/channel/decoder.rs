@@ -125,13 +125,16 @@ impl Decoder {
         if self.buf.len() - self.end >= len {
             return;
         }
-        self.buf.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
-        if self.buf.len() - self.end < len {
-            let size = (self.end + len).max(self.buf.len() * 2).max(FIRST_SIZE);
-            self.buf.resize(size, 0);
+        let rest = self.end - self.start;
+        if self.buf.len() - rest >= len {
+            self.buf.copy_within(self.start..self.end, 0);
+        } else {
+            let mut larger = vec![0; (rest + len).max(self.buf.len() * 2).max(FIRST_SIZE)];
+            larger[..rest].copy_from_slice(self.pending());
+            self.buf = larger;
         }
+        self.start = 0;
+        self.end = rest;
     }
 }
 

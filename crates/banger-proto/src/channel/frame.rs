@@ -290,8 +290,7 @@ impl Outbox {
     }
 
     pub(super) fn put_zeros(&mut self, len: usize) {
-        self.make_room(len);
-        self.buf.resize(self.buf.len() + len, 0);
+        self.put_raw(&vec![0; len]);
     }
 
     /// Drops everything and starts over with another token.

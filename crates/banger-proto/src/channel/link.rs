@@ -266,14 +266,17 @@ impl AgentLink {
         self.decoder.push(bytes);
     }
 
-    /// The port reports that no host is connected. Frames that wait are dropped: sessions send them again.
-    /// Returns the loss to handle, if there was a connection.
+    /// A read said that no host is connected. Frames that wait are dropped: sessions send them again.
+    /// Returns the loss to handle, if there was a connection. Should a host be connected again already, the
+    /// padding that is sent now makes it begin anew.
     pub fn on_hangup(&mut self) -> Option<LinkError> {
         self.decoder.clear();
-        self.outbox.reset(Token::PLAIN);
         self.mode = AgentMode::Hunting { zeros: 0 };
-        self.complained = false;
-        self.nonce.take().map(|_| LinkError::HungUp)
+        let nonce = self.nonce.take();
+        nonce.map(|_| {
+            self.complain();
+            LinkError::HungUp
+        })
     }
 
     /// The next event; call it until there is none.
@@ -361,7 +364,7 @@ impl AgentLink {
 /// Discards bytes up to a HELLO behind enough padding, or up to something that is neither.
 fn hunt(decoder: &mut Decoder, zeros: &mut usize) -> Option<Prey> {
     let pending = decoder.pending();
-    let count = pending.iter().position(|byte| *byte != 0).unwrap_or(pending.len());
+    let count = leading_zeros(pending);
     decoder.skip(count);
     *zeros = zeros.saturating_add(count);
     let pending = decoder.pending();
@@ -383,4 +386,13 @@ fn hunt(decoder: &mut Decoder, zeros: &mut usize) -> Option<Prey> {
     decoder.skip(count);
     *zeros = 0;
     Some(Prey::Garbage)
+}
+
+/// Number of zero bytes at the start. Padding is long and the guest may be emulated: most of it is compared
+/// in blocks.
+fn leading_zeros(bytes: &[u8]) -> usize {
+    const BLOCK: [u8; 256] = [0; 256];
+    let blocks = bytes.chunks_exact(BLOCK.len()).take_while(|block| *block == BLOCK).count();
+    let start = blocks * BLOCK.len();
+    start + bytes[start..].iter().position(|byte| *byte != 0).unwrap_or(bytes.len() - start)
 }

@@ -41,7 +41,7 @@ pub struct Position {
 }
 
 impl Position {
-    fn to_json(&self) -> String {
+    fn json(&self) -> String {
         let Self { stream, offset, limit } = self;
         format!(r#"{{"stream":{stream},"offset":{offset},"limit":{limit}}}"#)
     }
@@ -77,7 +77,7 @@ impl OpenMessage {
     /// The message around a request that is JSON already. At most [`super::MAX_CONTROL`] bytes, as a request
     /// has at most [`guest::MAX_MESSAGE`].
     pub(super) fn join(open: &str, resume: bool, receive: &[Position]) -> String {
-        let list: Vec<String> = receive.iter().map(Position::to_json).collect();
+        let list: Vec<String> = receive.iter().map(Position::json).collect();
         format!(r#"{{"open":{open},"resume":{resume},"receive":[{}]}}"#, list.join(","))
     }
 }

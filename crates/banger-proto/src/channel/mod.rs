@@ -46,8 +46,8 @@
 //! // write link.output() to the port, then link.wrote(count); once more while either changes
 //! # }
 //! ```
-//! At POLLHUP with nothing to read: `link.on_hangup()`, and `on_connection_change` if it returns a loss. When a
-//! command ends: drain its pipes through `write`, then `set_outcome`. `on_timer` at `next_deadline`.
+//! When a read returns 0: `link.on_hangup()`, and `on_connection_change` if it returns a loss. When a command
+//! ends: drain its pipes through `write`, then `set_outcome`. `on_timer` at `next_deadline`.
 //!
 //! The **daemon**, for each VM: a [`HostLink`] with a fresh nonce per connection, `on_timer` until
 //! established. Frames from the link go to the client of their session after [`Relay::from_guest`]
@@ -90,11 +90,15 @@ mod decoder;
 mod frame;
 mod handshake;
 mod link;
+#[cfg(test)]
+mod link_tests;
 mod message;
 mod relay;
 mod server;
 mod stream;
 mod table;
+#[cfg(test)]
+mod table_tests;
 
 pub use client::{ClientEvent, ClientSession, SessionError};
 pub use decoder::Decoder;
@@ -107,7 +111,7 @@ pub use link::{AgentLink, Established, HELLO_REPEAT_MS, HostLink, LinkError, Lin
 pub use message::{MessageError, OpenMessage, OpenedMessage, Position};
 pub use relay::{MAX_QUEUE, Relay, RelayError};
 pub use server::SessionFault;
-pub use stream::{Chunk, RecvStream, SendStream, StreamError, WINDOW};
+pub use stream::{Chunk, MAX_UNACKNOWLEDGED, RecvStream, SendStream, StreamError, WINDOW};
 pub use table::{Limits, ServerEvent, SessionTable};
 
 /// Bytes to have in an [`Outbox`] before a write: large writes, and still short turns.

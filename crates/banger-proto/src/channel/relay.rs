@@ -5,17 +5,19 @@
 //! for: what the daemon must queue for one client is bounded by [`MAX_QUEUE`], whatever the guest does.
 //! Towards the guest it is the daemon that stops reading from clients while much waits in the link's outbox.
 
-use super::frame::{Frame, FrameKind, MAX_CONTROL, Stream};
+use super::frame::{Frame, FrameKind, HEADER_LEN, MAX_CONTROL, Stream, TRAILER_LEN};
 use super::message::{self, MessageError, OpenMessage, Position};
-use super::stream::WINDOW;
+use super::stream::{MAX_UNACKNOWLEDGED, WINDOW};
 use crate::SessionId;
 
 /// The largest window that a client may open for one output stream, in bytes.
-const MAX_WINDOW: u64 = 2 * WINDOW as u64;
+const MAX_WINDOW: u64 = WINDOW as u64;
 
-/// Bytes that may wait for one client: both windows, each kind of answer once, and room for headers of
-/// frames that are small.
-pub const MAX_QUEUE: usize = 2 * MAX_WINDOW as usize + 3 * MAX_CONTROL + 256 * 1024;
+/// Bytes that may wait for one client: both windows in the smallest frames that an honest guest sends, each
+/// kind of answer once, and some credits.
+pub const MAX_QUEUE: usize = 2 * WINDOW + 2 * MAX_UNACKNOWLEDGED * EMPTY_FRAME + 3 * MAX_CONTROL + 64 * 1024;
+
+const EMPTY_FRAME: usize = HEADER_LEN + TRAILER_LEN;
 
 /// A client or a guest that does not keep to the rules.
 #[derive(Debug, thiserror::Error)]

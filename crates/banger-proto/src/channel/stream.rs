@@ -7,7 +7,9 @@
 //!  RecvStream   consumed ...... received ............... limit <= consumed + window
 //! ```
 //! The sender keeps every byte until the receiver says that it has it. Offsets count from the first byte of
-//! the stream and never start over, so a new connection goes on from the receiver's offset.
+//! the stream and never start over, so a new connection goes on from the receiver's offset. Frames count too:
+//! at most [`MAX_UNACKNOWLEDGED`] are on their way, or a command that writes single bytes would make a relay
+//! queue many times the window.
 
 use std::collections::VecDeque;
 
@@ -17,6 +19,10 @@ use super::message::Position;
 /// Bytes that a sender keeps at most, and the largest window of a receiver. A sender must be able to keep as
 /// much as the window, or it would wait for a credit that never comes.
 pub const WINDOW: usize = 512 * 1024;
+/// Data frames of one stream that may be on their way, however small.
+pub const MAX_UNACKNOWLEDGED: usize = 4096;
+/// Frames after which a receiver acknowledges them although they have hardly used its window.
+const ACKNOWLEDGE_AFTER: usize = MAX_UNACKNOWLEDGED / 4;
 
 /// A peer that does not keep to the protocol of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +50,8 @@ pub struct SendStream {
     buf: VecDeque<u8>,
     /// Next byte to be sent on this connection.
     sent: u64,
+    /// Where the frames end that are on their way.
+    flying: VecDeque<u64>,
     /// Highest byte ever sent: no honest peer has more.
     reached: u64,
     /// The peer takes bytes before this offset.
@@ -75,6 +83,7 @@ impl SendStream {
             start: 0,
             buf: VecDeque::new(),
             sent: 0,
+            flying: VecDeque::new(),
             reached: 0,
             limit: 0,
             finished: false,
@@ -121,7 +130,9 @@ impl SendStream {
 
     /// Whether there is something that may be sent now.
     pub fn has_output(&self) -> bool {
-        self.live && (self.sent < self.end().min(self.limit) || self.fin_due(self.sent))
+        self.live
+            && self.flying.len() < MAX_UNACKNOWLEDGED
+            && (self.sent < self.end().min(self.limit) || self.fin_due(self.sent))
     }
 
     /// Whether everything, with the end, was sent on this connection.
@@ -136,7 +147,7 @@ impl SendStream {
 
     /// The next bytes, at most `max` of them; they count as sent on this connection.
     pub fn next_chunk(&mut self, max: usize) -> Option<Chunk<'_>> {
-        if !self.live {
+        if !self.live || self.flying.len() >= MAX_UNACKNOWLEDGED {
             return None;
         }
         let offset = self.sent;
@@ -145,6 +156,7 @@ impl SendStream {
         if until == offset && !fin {
             return None;
         }
+        self.flying.push_back(until);
         self.sent = until;
         self.reached = self.reached.max(until);
         self.fin_sent |= fin;
@@ -184,6 +196,7 @@ impl SendStream {
         }
         self.acknowledge(received);
         self.sent = received;
+        self.flying.clear();
         self.limit = limit;
         self.fin_sent = false;
         self.live = true;
@@ -204,6 +217,9 @@ impl SendStream {
     }
 
     fn acknowledge(&mut self, received: u64) {
+        while self.flying.front().is_some_and(|end| *end <= received) {
+            self.flying.pop_front();
+        }
         let count = received.saturating_sub(self.start).min(self.buf.len() as u64);
         self.buf.drain(..count as usize);
         self.start += count;
@@ -235,13 +251,16 @@ pub struct RecvStream {
     /// The limit that the peer was told last.
     limit: u64,
     fin: Option<u64>,
+    /// Frames received, and bytes consumed, when the peer was told last.
+    frames: usize,
+    told: u64,
 }
 
 impl RecvStream {
     /// A stream from its beginning; `window` is the most that the application wants to hold, 1 to [`WINDOW`].
     pub fn new(stream: Stream, window: usize) -> Self {
         let window = window.clamp(1, WINDOW) as u64;
-        Self { stream, window, received: 0, consumed: 0, limit: 0, fin: None }
+        Self { stream, window, received: 0, consumed: 0, limit: 0, fin: None, frames: 0, told: 0 }
     }
 
     /// Which stream it is.
@@ -282,6 +301,7 @@ impl RecvStream {
         if first_fin {
             self.fin = Some(end);
         }
+        self.frames = self.frames.saturating_add(1);
         self.received = self.received.max(end);
         Ok((&bytes[known as usize..], first_fin))
     }
@@ -291,15 +311,18 @@ impl RecvStream {
         self.consumed = self.consumed.saturating_add(count as u64).min(self.received);
     }
 
-    /// Whether the peer should be told of new room: half a window, or the whole of what it may send.
+    /// Whether the peer should be told of new room: half a window, or that many small frames are done with.
     pub fn credit_due(&self) -> bool {
-        self.fin.is_none()
-            && (self.consumed + self.window).saturating_sub(self.limit) >= self.window.div_ceil(2)
+        let room = (self.consumed + self.window).saturating_sub(self.limit);
+        let small = self.frames >= ACKNOWLEDGE_AFTER && self.consumed > self.told;
+        self.fin.is_none() && (room >= self.window.div_ceil(2) || small)
     }
 
     /// The credit to send: the offset below which everything is here, and the limit.
     pub fn grant(&mut self) -> (u64, u64) {
         self.limit = self.limit.max(self.consumed + self.window);
+        self.frames = 0;
+        self.told = self.consumed;
         (self.received, self.limit)
     }
 
