@@ -22,6 +22,7 @@ impl StepError {
     }
 
     /// What the system said.
+    #[cfg(test)]
     pub(crate) fn cause(&self) -> &io::Error {
         &self.cause
     }

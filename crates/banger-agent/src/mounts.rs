@@ -1,6 +1,5 @@
 //! The file systems that the kernel provides, the root disk, and the modules drive.
 
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
@@ -114,11 +113,4 @@ fn mount_api(target: &str, api: &Api) -> Result<(), StepError> {
         Ok(()) | Err(Errno::BUSY) => Ok(()),
         Err(error) => Err(error).doing(|| format!("mounting {} on {}", api.kind, api.target)),
     }
-}
-
-/// Whether anything is mounted at `path` inside the root, on top of the root's own file system.
-pub(crate) fn is_mount_point(root: &Root, path: &str) -> bool {
-    let device =
-        |path: &str| root.open_in(path, OFlags::PATH).and_then(rustix::fs::fstat).map(|stat| stat.st_dev);
-    matches!((device(path), device("/")), (Ok(one), Ok(other)) if one != other)
 }

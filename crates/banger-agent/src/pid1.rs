@@ -8,7 +8,9 @@
 //! TERM to every process group --- at most TERM_LIMIT ---> KILL to what is left --> sync, unmount, reboot(2)
 //! ```
 
-use std::os::fd::OwnedFd;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,6 +20,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 use rustix::system::RebootCommand;
 
 use banger_sys::signals;
+use banger_sys::spawn::{Program, Session, Spawn};
 
 use crate::error::{Doing, StepError};
 use crate::{log, supervisor};
@@ -130,6 +133,27 @@ impl Duties {
             Err(error) => log::warn(format_args!("pid 1 cannot wait for signals: {error}")),
         }
     }
+}
+
+/// Serves as pid 1 of a pid namespace, for tests: starts `argv` first.
+pub(crate) fn in_namespace(argv: &[&str]) -> Result<(), StepError> {
+    let doing = || "starting the first process".to_owned();
+    let duties = Duties::prepare(Place::Namespace)?;
+    let argv: Vec<CString> = argv.iter().copied().map(CString::new).collect::<Result<_, _>>().doing(doing)?;
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let spawn = Spawn {
+        program: Program::Paths(argv.get(..1).unwrap_or_default()),
+        argv: &argv,
+        env: &[],
+        cwd: None,
+        stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+        session: Session::New,
+        write_first: None,
+    };
+    // It is reaped as every other child is.
+    drop(spawn.start().map_err(io::Error::other).doing(doing)?);
+    duties.serve();
+    Ok(())
 }
 
 /// Takes away every child that has ended.

@@ -1,0 +1,292 @@
+//! The agent: prepares the root, serves the channel, and does what sessions ask for.
+//!
+//! ```text
+//! start --> [initrd] mounts the root disk, serves the channel --Configure--> [handed over] runs commands
+//!    \-- restarted after the hand-over: goes into pid 1's root ------------------^
+//! ```
+//! One process does all of it, so the channel of the boot is the channel of the guest.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Signal;
+
+use banger_proto::guest::{Configured, GuestConfig, GuestFailureCode, GuestInit, Open, Outcome};
+use banger_sys::signals;
+
+use crate::error::{Doing, StepError};
+use crate::handover::HandOver;
+use crate::hub::{Hub, Session};
+use crate::port::{Owner, Pipe, Port};
+use crate::root::Root;
+use crate::{booted, command, configure, exec, kmod, log, machine, mounts, power, root, uevent, unpack};
+
+/// The name of the virtio-serial port.
+const PORT_NAME: &str = "dev.banger.agent";
+/// How long the kernel may take from a driver's loading to the device.
+const DEVICE_LIMIT: Duration = Duration::from_secs(30);
+/// Stack of a session's thread, in bytes.
+const STACK: usize = 256 * 1024;
+
+#[derive(Debug)]
+struct Agent {
+    hub: Arc<Hub>,
+    guest: Mutex<Guest>,
+    signals: OwnedFd,
+}
+
+/// What the agent knows of the guest.
+#[derive(Debug)]
+struct Guest {
+    stage: Stage,
+    /// Environment of every command.
+    env: BTreeMap<String, String>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// In the initrd. The root disk is being mounted.
+    Initrd { mounting: Option<JoinHandle<Result<(), StepError>>>, pipe: OwnedFd },
+    /// Pid 1 is what it will be.
+    HandedOver(Configured),
+}
+
+struct Sessions(Arc<Agent>);
+
+/// Runs the agent of a guest; its standard input is the pipe to pid 1. Returns only when it cannot go on.
+pub(crate) fn run() -> Result<(), StepError> {
+    log::use_kernel_log();
+    rustix::thread::set_name(c"banger-agent").doing(|| "naming the agent".to_owned())?;
+    let signals = receive_signals()?;
+    let restarted = !root::same_directory("/", "/proc/1/root")?;
+    let (stage, port) = if restarted {
+        log::note("the agent goes on in the guest's root");
+        let port = open_port()?;
+        let guest_root = Root::open("/proc/1/root")?;
+        let init = HandOver::choose(&guest_root).init;
+        guest_root.enter()?;
+        (Stage::HandedOver(configured(init, Vec::new())), port)
+    } else {
+        let stdin = std::io::stdin().as_fd().try_clone_to_owned();
+        let pipe = stdin.doing(|| "taking the pipe to pid 1".to_owned())?;
+        let mounting = std::thread::spawn(mount_root);
+        (Stage::Initrd { mounting: Some(mounting), pipe }, open_port()?)
+    };
+    serve(stage, port, Pipe::Port, restarted, signals)
+}
+
+/// Serves commands in this process's own root over standard input, a socket: for tests.
+pub(crate) fn run_on_socket() -> Result<(), StepError> {
+    let signals = receive_signals()?;
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned();
+    let socket = stdin.doing(|| "taking the channel's socket".to_owned())?;
+    let stage = Stage::HandedOver(configured(GuestInit::Agent, Vec::new()));
+    serve(stage, socket, Pipe::Socket, false, signals)
+}
+
+fn serve(
+    stage: Stage,
+    port: OwnedFd,
+    pipe: Pipe,
+    restarted: bool,
+    signals: OwnedFd,
+) -> Result<(), StepError> {
+    let hub = Hub::new()?;
+    let mut port = Port::new(port, pipe, Arc::clone(&hub), restarted)?;
+    let guest = Mutex::new(Guest { stage, env: BTreeMap::new() });
+    let agent = Arc::new(Agent { hub: Arc::clone(&hub), guest, signals });
+    port.serve(&Sessions(Arc::clone(&agent)), agent.signals.as_fd())?;
+    hub.end_sessions(None, true, Duration::from_secs(5));
+    Ok(())
+}
+
+/// Blocked before any thread is made, so that no thread of the agent is ended by one.
+fn receive_signals() -> Result<OwnedFd, StepError> {
+    let wanted = [Signal::TERM, Signal::INT, Signal::HUP];
+    signals::receive(&wanted).doing(|| "receiving the agent's signals".to_owned())
+}
+
+fn mount_root() -> Result<(), StepError> {
+    let there = || std::fs::exists(mounts::ROOT_DISK).ok().filter(|there| *there);
+    uevent::wait_for(&format!("the root disk {}", mounts::ROOT_DISK), DEVICE_LIMIT, there)?;
+    mounts::root_disk()
+}
+
+fn open_port() -> Result<OwnedFd, StepError> {
+    let device = uevent::wait_for(&format!("the port {PORT_NAME}"), DEVICE_LIMIT, find_port)?;
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let path = format!("/dev/{device}");
+    rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("opening the port {path}"))
+}
+
+/// The device of our port, once the host has told its name and the file is there.
+fn find_port() -> Option<String> {
+    let ports = std::fs::read_dir("/sys/class/virtio-ports").ok()?.flatten();
+    let named = |entry: &std::fs::DirEntry| {
+        std::fs::read_to_string(entry.path().join("name")).is_ok_and(|name| name.trim_end() == PORT_NAME)
+    };
+    let device = ports.filter(named).find_map(|entry| entry.file_name().into_string().ok())?;
+    std::fs::exists(format!("/dev/{device}")).is_ok_and(|there| there).then_some(device)
+}
+
+fn configured(init: GuestInit, warnings: Vec<String>) -> Configured {
+    let kernel_release = rustix::system::uname().release().to_string_lossy().into_owned();
+    Configured { kernel_release, init, warnings }
+}
+
+impl Owner for Sessions {
+    fn opened(&self, session: Session, open: Open) {
+        let agent = Arc::clone(&self.0);
+        let id = session.id();
+        let thread = std::thread::Builder::new().stack_size(STACK).name("session".to_owned());
+        if let Err(error) = thread.spawn(move || agent.serve(&session, open)) {
+            // The session was dropped with the closure: it is over, and this is its outcome.
+            let error = StepError::new("starting a thread for the session", error);
+            let failed = Outcome::Failed(exec::system(&error));
+            if let Err(error) = self.0.hub.with_table(|table| table.set_outcome(id, &failed)) {
+                log::warn(error);
+            }
+        }
+    }
+
+    fn woken(&self) {
+        match signals::next(&self.0.signals) {
+            Ok(Some(number)) if number == Signal::TERM.as_raw() => {
+                // In a thread: meanwhile the channel delivers what the sessions say last.
+                let agent = Arc::clone(&self.0);
+                drop(std::thread::spawn(move || power::on_terminate(&agent.hub)));
+            }
+            Ok(_) => {}
+            Err(error) => log::warn(format_args!("the agent cannot receive signals: {error}")),
+        }
+    }
+}
+
+impl Agent {
+    /// Does what a session asks for, in its thread.
+    fn serve(&self, session: &Session, open: Open) {
+        let outcome = match open {
+            Open::Configure(config) => self.configure(&config),
+            Open::Health => machine::health(self.hub.sessions_besides(session.id())),
+            Open::Exec(request) => match self.in_root() {
+                Ok((_, env)) => match exec::start(&request, &env) {
+                    Ok(running) => match command::serve(running, session) {
+                        Some(outcome) => outcome,
+                        None => return,
+                    },
+                    Err(failure) => Outcome::Failed(failure),
+                },
+                Err(outcome) => outcome,
+            },
+            Open::AwaitBoot => match self.in_root() {
+                Ok((init, _)) => booted::serve(session, init),
+                Err(outcome) => outcome,
+            },
+            Open::GrowRoot => match self.in_root() {
+                Ok(_) => machine::grow_root(),
+                Err(outcome) => outcome,
+            },
+            Open::Unpack { directory } => match self.in_root() {
+                Ok(_) => unpack::serve(session, &directory),
+                Err(outcome) => outcome,
+            },
+            Open::Shutdown { action } => match self.in_root() {
+                Ok((init, _)) => {
+                    session.set_outcome(&Outcome::ShuttingDown);
+                    power::end_guest(session, init, action);
+                    return;
+                }
+                Err(outcome) => outcome,
+            },
+        };
+        session.set_outcome(&outcome);
+    }
+
+    /// The init and the commands' environment, once the agent is inside the guest's root.
+    fn in_root(&self) -> Result<(GuestInit, BTreeMap<String, String>), Outcome> {
+        let guest = self.guest();
+        match &guest.stage {
+            Stage::HandedOver(configured) => Ok((configured.init, guest.env.clone())),
+            Stage::Initrd { .. } => Err(Outcome::Failed(exec::failure(
+                GuestFailureCode::BadRequest,
+                "the guest is not configured yet".to_owned(),
+            ))),
+        }
+    }
+
+    /// Configures the guest and hands pid 1 over. A guest that is configured keeps its identity and gets what belongs to
+    /// the host's moment: clock, entropy, environment.
+    fn configure(&self, config: &GuestConfig) -> Outcome {
+        let mut guest = self.guest();
+        guest.env.clone_from(&config.env);
+        let done = match &mut guest.stage {
+            Stage::HandedOver(configured) => {
+                let mut again = configured.clone();
+                for result in
+                    [configure::set_clock(config.clock_unix_ns), configure::add_entropy(&config.entropy)]
+                {
+                    again.warnings.extend(result.err().map(|error| error.chain()));
+                }
+                return Outcome::Configured(again);
+            }
+            Stage::Initrd { mounting, pipe } => prepare(mounting, pipe, config),
+        };
+        match done {
+            Ok(configured) => {
+                guest.stage = Stage::HandedOver(configured.clone());
+                Outcome::Configured(configured)
+            }
+            Err(error) => {
+                log::fatal(format_args!("the guest cannot be configured: {}", error.chain()));
+                Outcome::Failed(exec::system(&error))
+            }
+        }
+    }
+
+    fn guest(&self) -> MutexGuard<'_, Guest> {
+        self.guest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// From the initrd to the hand-over.
+fn prepare(
+    mounting: &mut Option<JoinHandle<Result<(), StepError>>>,
+    pipe: &OwnedFd,
+    config: &GuestConfig,
+) -> Result<Configured, StepError> {
+    match mounting.take().map(JoinHandle::join) {
+        Some(Ok(mounted)) => mounted?,
+        // A request that comes again after a failure tries again.
+        Some(Err(_)) | None => mount_root()?,
+    }
+    let root = Root::open(mounts::NEW_ROOT)?;
+    let order = HandOver::choose(&root);
+    let mut warnings = Vec::new();
+    mounts::kernel_file_systems(&root, order.init, &mut warnings);
+    configure::apply_to_kernel(config, &mut warnings);
+    configure::apply_to_root(&root, config, &mut warnings);
+    if let Some(release) = &config.modules_release
+        && let Err(error) = mounts::modules(&root, release)
+    {
+        log::warn(error.chain());
+        warnings.push(error.chain());
+    }
+    if !order.send(pipe)? {
+        log::note("pid 1 was handed over before");
+    }
+    root.enter()?;
+    if let Some(release) = config.modules_release.clone() {
+        // Beside what the host asks for next, and after it where there is one processor.
+        drop(std::thread::spawn(move || {
+            if let Err(error) = rustix::process::setpriority_process(None, 19) {
+                log::note(format_args!("modules are loaded at full speed: {error}"));
+            }
+            kmod::load_in_place_of_modprobe(&root, &release);
+        }));
+    }
+    Ok(configured(order.init, warnings))
+}

@@ -1,0 +1,162 @@
+//! Waiting until the image's own init says that the guest is up.
+//!
+//! systemd: `systemctl is-system-running --wait`, as soon as systemd takes requests. OpenRC: its default run level is entered
+//! and nothing is starting any more. Any other init says nothing of the kind: the guest is up when the agent answers.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
+
+use banger_proto::channel::Stream;
+use banger_proto::guest::{Booted, GuestFailureCode, GuestInit, Outcome, Progress};
+
+use crate::error::{Doing, StepError};
+use crate::hub::Session;
+use crate::{exec, helper};
+
+/// systemd takes requests of root here, without a message bus (its src/core/dbus.c).
+const SYSTEMD_SOCKET: &str = "/run/systemd/private";
+/// Control groups of the services that run; one appears with each service that starts.
+const SERVICES: &str = "/sys/fs/cgroup/system.slice";
+/// How often progress is looked for.
+const TICK: Duration = Duration::from_secs(1);
+/// How often a file is looked for whose directory cannot be watched yet.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Waits, and tells of progress on stream 1.
+pub(crate) fn serve(session: &Session, init: GuestInit) -> Outcome {
+    let waited = match init {
+        GuestInit::Systemd => systemd(session),
+        GuestInit::Other => open_rc(session),
+        GuestInit::Agent => Ok(Booted { failed_units: Vec::new() }),
+    };
+    waited.map_or_else(Outcome::Failed, Outcome::Booted)
+}
+
+type Waited = Result<Booted, banger_proto::guest::GuestFailure>;
+
+fn systemd(session: &Session) -> Waited {
+    until_exists(session, SYSTEMD_SOCKET, "/run/systemd", "/run")?;
+    tell(session, "systemd takes requests");
+    let mut known = BTreeSet::new();
+    let said = helper::run(&["systemctl", "is-system-running", "--wait"], TICK, || {
+        for service in services().into_iter().filter(|service| !known.contains(service)).collect::<Vec<_>>() {
+            tell(session, &format!("{service} started"));
+            known.insert(service);
+        }
+        session.inbox().end.is_none()
+    })?;
+    match said.text.trim() {
+        "running" => Ok(Booted { failed_units: Vec::new() }),
+        "degraded" => failed_units().map(|failed_units| Booted { failed_units }),
+        state => Err(exec::failure(
+            GuestFailureCode::System,
+            format!("systemd in the guest says '{}', not that it is running", state.escape_debug()),
+        )),
+    }
+}
+
+fn services() -> Vec<String> {
+    let names = std::fs::read_dir(SERVICES).into_iter().flatten().flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.ends_with(".service")).collect()
+}
+
+fn failed_units() -> Result<Vec<String>, banger_proto::guest::GuestFailure> {
+    let argv = ["systemctl", "list-units", "--failed", "--plain", "--no-legend", "--no-pager", "--full"];
+    helper::run(&argv, TICK, || true).map(|said| parse_units(&said.text))
+}
+
+/// The first word of each line.
+fn parse_units(text: &str) -> Vec<String> {
+    text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+/// OpenRC keeps its run level and what it is about in /run/openrc (its librc).
+fn open_rc(session: &Session) -> Waited {
+    let is_open_rc = ["/sbin/openrc", "/usr/sbin/openrc", "/usr/bin/openrc", "/bin/openrc"];
+    if !is_open_rc.iter().any(|path| std::fs::exists(path).unwrap_or(false)) {
+        return Ok(Booted { failed_units: Vec::new() });
+    }
+    let mut level = String::new();
+    loop {
+        let now = std::fs::read_to_string("/run/openrc/softlevel").unwrap_or_default().trim().to_owned();
+        let busy = std::fs::exists("/run/openrc/rc.starting").unwrap_or(false);
+        if now == "default" && !busy {
+            return Ok(Booted { failed_units: Vec::new() });
+        }
+        if now != level {
+            tell(session, &format!("OpenRC is at run level {now}"));
+            level = now;
+        }
+        still_wanted(session)?;
+        session.wait(Some(LOOK));
+    }
+}
+
+/// Waits for a socket that appears in `directory`, which itself may appear in `above`.
+fn until_exists(
+    session: &Session,
+    path: &str,
+    directory: &str,
+    above: &str,
+) -> Result<(), banger_proto::guest::GuestFailure> {
+    let exists = || std::fs::exists(path).unwrap_or(false);
+    while !exists() {
+        still_wanted(session)?;
+        // The watch is made before the second look: what appears between the two is not missed.
+        let watch = watch(directory).or_else(|_| watch(above)).map_err(|error| exec::system(&error))?;
+        if exists() {
+            break;
+        }
+        let mut fds = [PollFd::new(&watch, PollFlags::IN), PollFd::new(session.wake(), PollFlags::IN)];
+        // The limit covers a /run that systemd mounts over the one that is watched.
+        let limit = Timespec::try_from(TICK).ok();
+        let waited = poll(&mut fds, limit.as_ref()).doing(|| format!("waiting for {path}"));
+        session.wake().clear();
+        if let Err(error) = waited {
+            return Err(exec::system(&error));
+        }
+    }
+    Ok(())
+}
+
+fn watch(directory: &str) -> Result<OwnedFd, StepError> {
+    let doing = || format!("watching {directory}");
+    let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).doing(doing)?;
+    let events = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::ONLYDIR;
+    inotify::add_watch(&fd, directory, events).doing(doing)?;
+    Ok(fd)
+}
+
+fn still_wanted(session: &Session) -> Result<(), banger_proto::guest::GuestFailure> {
+    match session.inbox().end {
+        None => Ok(()),
+        Some(_) => Err(exec::failure(GuestFailureCode::System, "the wait was ended".to_owned())),
+    }
+}
+
+/// Tells of a step; what does not fit is left out, for nobody reads it.
+fn tell(session: &Session, text: &str) {
+    let Ok(mut line) = serde_json::to_vec(&Progress { text: text.to_owned() }) else { return };
+    line.push(b'\n');
+    if session.room(Stream::Stdout).is_some_and(|room| room >= line.len()) {
+        session.write(Stream::Stdout, &line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_units_are_the_first_words() {
+        let text =
+            "ssh.service loaded failed failed OpenBSD Secure Shell server\nx.mount loaded failed failed /x\n";
+        assert_eq!(parse_units(text), ["ssh.service", "x.mount"]);
+        assert!(parse_units("").is_empty());
+    }
+}

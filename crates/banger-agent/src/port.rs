@@ -1,0 +1,201 @@
+//! The thread of the guest channel: bytes of the port to sessions and back.
+//!
+//! The port is a virtio-serial one, which has no connections (the kernel's drivers/char/virtio_console.c): a host that is gone
+//! shows as end of file and POLLHUP, and the descriptor stays good. It is waited for edge-triggered, for while no host is
+//! connected its state of readiness would never let the thread sleep. It does not block: a blocking write spins in the
+//! kernel until the host has taken it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+
+use banger_proto::channel::{AgentLink, LinkEvent, OUTBOX_TARGET, ServerEvent, Stream};
+
+use crate::error::{Doing, StepError};
+use crate::hub::{Hub, Session};
+use crate::log;
+
+/// Reads in a row before what waits to be written has its turn. One read of the port returns at most 4 KiB.
+const READS: usize = 64;
+
+/// What the channel runs over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pipe {
+    /// A port that outlives its hosts.
+    Port,
+    /// A socket, in tests: its end of file is the end.
+    Socket,
+}
+
+/// What the thread tells its owner.
+pub(crate) trait Owner {
+    /// A session was opened.
+    fn opened(&self, session: Session, open: banger_proto::guest::Open);
+    /// The owner's own descriptor is readable.
+    fn woken(&self);
+}
+
+/// The channel's end in this process.
+#[derive(Debug)]
+pub(crate) struct Port {
+    fd: OwnedFd,
+    pipe: Pipe,
+    link: AgentLink,
+    hub: Arc<Hub>,
+}
+
+const PORT: u64 = 0;
+const HUB: u64 = 1;
+const OWNER: u64 = 2;
+
+/// What a turn of reading ended with.
+enum Read {
+    /// Nothing more now.
+    Dry,
+    /// There may be more.
+    More,
+    /// No host is connected.
+    HungUp,
+}
+
+impl Port {
+    pub(crate) fn new(fd: OwnedFd, pipe: Pipe, hub: Arc<Hub>, restarted: bool) -> Result<Self, StepError> {
+        let doing = || "preparing the channel".to_owned();
+        rustix::io::ioctl_fionbio(&fd, true).doing(doing)?;
+        let mut random = [0; 8];
+        // Not a secret, only different from the last agent's: it need not wait for the pool to be filled.
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::INSECURE).doing(doing)?;
+        let mut link = AgentLink::new(u64::from_le_bytes(random));
+        if restarted {
+            link.announce_restart();
+        }
+        Ok(Self { fd, pipe, link, hub })
+    }
+
+    /// Serves the channel; returns when a socket has ended.
+    pub(crate) fn serve(&mut self, owner: &impl Owner, owner_fd: impl AsFd) -> Result<(), StepError> {
+        let doing = || "waiting for the channel".to_owned();
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).doing(doing)?;
+        let both = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        epoll::add(&epoll, &self.fd, epoll::EventData::new_u64(PORT), both).doing(doing)?;
+        for (fd, data) in [(self.hub.wake().as_fd(), HUB), (owner_fd.as_fd(), OWNER)] {
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(data), epoll::EventFlags::IN).doing(doing)?;
+        }
+        let mut events = Vec::with_capacity(4);
+        loop {
+            let read = self.read(owner)?;
+            let wrote = self.write()?;
+            if matches!(read, Read::HungUp) && self.pipe == Pipe::Socket {
+                return Ok(());
+            }
+            for session in self.hub.with_table(|table| table.on_timer(self.hub.now_ms())) {
+                self.hub.close(session);
+            }
+            if matches!(read, Read::More) || wrote {
+                continue;
+            }
+            let timeout = self.timeout();
+            events.clear();
+            match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error).doing(doing),
+            }
+            for event in &events {
+                match event.data.u64() {
+                    HUB => self.hub.wake().clear(),
+                    OWNER => owner.woken(),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, owner: &impl Owner) -> Result<Read, StepError> {
+        for _ in 0..READS {
+            match rustix::io::read(&self.fd, self.link.space()) {
+                Ok(0) => {
+                    if let Some(error) = self.link.on_hangup() {
+                        log::note(error);
+                        self.hub.with_table(|table| table.on_connection_change(self.hub.now_ms()));
+                    }
+                    return Ok(Read::HungUp);
+                }
+                Ok(count) => {
+                    self.link.filled(count);
+                    self.handle(owner);
+                }
+                Err(Errno::AGAIN) => return Ok(Read::Dry),
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET | Errno::PIPE) if self.pipe == Pipe::Socket => return Ok(Read::HungUp),
+                Err(error) => return Err(error).doing(|| "reading the channel".to_owned()),
+            }
+        }
+        Ok(Read::More)
+    }
+
+    fn handle(&mut self, owner: &impl Owner) {
+        let hub = &self.hub;
+        while let Some(event) = self.link.poll() {
+            let frame = match event {
+                LinkEvent::Established(_) => {
+                    hub.with_table(|table| table.on_connection_change(hub.now_ms()));
+                    continue;
+                }
+                LinkEvent::Lost(error) => {
+                    log::note(error);
+                    hub.with_table(|table| table.on_connection_change(hub.now_ms()));
+                    continue;
+                }
+                LinkEvent::Frame(frame) => frame,
+            };
+            match hub.with_table(|table| table.on_frame(&frame)) {
+                Some(ServerEvent::Opened { session, open }) => {
+                    if let Some(session) = hub.begin(session) {
+                        owner.opened(session, open);
+                    }
+                }
+                Some(ServerEvent::Data { session, stream, bytes, end }) => {
+                    hub.deliver(session, stream, bytes, end);
+                }
+                Some(ServerEvent::Writable { session, stream: Stream::Stdout | Stream::Stderr })
+                | Some(ServerEvent::Resumed { session }) => hub.nudge(session),
+                Some(ServerEvent::Writable { stream: Stream::Stdin | Stream::Control, .. }) | None => {}
+                Some(ServerEvent::Ended { session, fault }) => {
+                    if let Some(fault) = fault {
+                        log::warn(fault);
+                    }
+                    hub.close(session);
+                }
+            }
+        }
+    }
+
+    /// Writes what the sessions have, as long as the port takes it. Whether the turn ended before that.
+    fn write(&mut self) -> Result<bool, StepError> {
+        for _ in 0..READS {
+            if let Some(outbox) = self.link.outbox() {
+                self.hub.with_table(|table| table.poll_output(outbox, OUTBOX_TARGET));
+            }
+            if self.link.output().is_empty() {
+                return Ok(false);
+            }
+            match rustix::io::write(&self.fd, self.link.output()) {
+                Ok(count) => self.link.wrote(count),
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => {}
+                // Its end of file is read next.
+                Err(Errno::PIPE | Errno::CONNRESET) if self.pipe == Pipe::Socket => return Ok(false),
+                Err(error) => return Err(error).doing(|| "writing to the channel".to_owned()),
+            }
+        }
+        Ok(true)
+    }
+
+    fn timeout(&self) -> Option<Timespec> {
+        let deadline = self.hub.with_table(|table| table.next_deadline())?;
+        Timespec::try_from(Duration::from_millis(deadline.saturating_sub(self.hub.now_ms()))).ok()
+    }
+}
