@@ -33,6 +33,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const TERM_AFTER: Duration = Duration::from_millis(500);
 /// From HUP to KILL.
 pub(crate) const KILL_AFTER: Duration = Duration::from_millis(1500);
+/// How often a terminal that no process has open is looked at: it tells of nothing but that, all the time.
+const FORSAKEN: Duration = Duration::from_millis(100);
 /// The most that is read at once, in bytes.
 const CHUNK: usize = 64 * 1024;
 /// The longest line of the control stream, in bytes.
@@ -47,6 +49,8 @@ struct Output {
     fd: Option<OwnedFd>,
     /// Bytes that were in the pipe when the command ended and are not delivered yet.
     owed: u64,
+    /// A terminal that no process has open now.
+    forsaken: bool,
 }
 
 #[derive(Debug)]
@@ -68,7 +72,7 @@ struct Command<'a> {
 
 /// Serves a command until its end. The outcome is `None` when the host closed the session.
 pub(crate) fn serve(running: Running, session: &Session) -> Option<Outcome> {
-    let output = |stream, fd| Output { stream, fd: Some(fd), owed: 0 };
+    let output = |stream, fd| Output { stream, fd: Some(fd), owed: 0, forsaken: false };
     let (stdin, terminal, outputs) = match running.io {
         CommandIo::Pipes { stdin, stdout, stderr } => {
             (stdin, false, vec![output(Stream::Stdout, stdout), output(Stream::Stderr, stderr)])
@@ -212,6 +216,7 @@ impl Command<'_> {
 
     fn pass_output(&mut self) {
         for output in &mut self.outputs {
+            output.forsaken = false;
             while let Some(fd) = &output.fd {
                 let room = match self.session.room(output.stream) {
                     Some(0) => break,
@@ -221,6 +226,12 @@ impl Command<'_> {
                 };
                 match rustix::io::read(fd, &mut self.buffer[..room]) {
                     // EIO: a terminal that no process has open any more.
+                    // EIO: no process has the terminal open. While the command lives it may open it again, and
+                    // would be hung up if the master were closed: cat closes its files before it exits.
+                    Err(Errno::IO) if self.terminal && self.ended.is_none() => {
+                        output.forsaken = true;
+                        break;
+                    }
                     Ok(0) | Err(Errno::IO) => {
                         output.fd = None;
                         output.owed = 0;
@@ -313,7 +324,7 @@ impl Command<'_> {
         if let Some(stdin) = self.stdin.as_ref().filter(|_| blocked) {
             fds.push(PollFd::new(stdin, PollFlags::OUT));
         }
-        let readable = |output: &&Output| self.session.room(output.stream) != Some(0);
+        let readable = |output: &&Output| !output.forsaken && self.session.room(output.stream) != Some(0);
         let outputs: Vec<BorrowedFd<'_>> = self
             .outputs
             .iter()
@@ -335,13 +346,14 @@ impl Command<'_> {
             let quiet = QUIET.saturating_sub(self.last_output.elapsed());
             return (!owed).then(|| quiet.min(GRACE.saturating_sub(at.elapsed())));
         }
-        let (since, last) = self.ending?;
+        let again = self.outputs.iter().any(|output| output.forsaken).then_some(FORSAKEN);
+        let Some((since, last)) = self.ending else { return again };
         let next = match last {
             libc_signal::HUP => TERM_AFTER,
             libc_signal::TERM => KILL_AFTER,
-            _ => return None,
+            _ => return again,
         };
-        Some(next.saturating_sub(since.elapsed()))
+        Some(next.saturating_sub(since.elapsed()).min(again.unwrap_or(next)))
     }
 }
 
