@@ -4,7 +4,7 @@
 //! was. Processes and sockets of a machine that does other things too come and go: they are shown.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use testkit::leaks::{Picture, report};
@@ -26,9 +26,16 @@ fn main() -> anyhow::Result<ExitCode> {
         "compare" => {
             let before: Picture =
                 serde_json::from_slice(&std::fs::read(path)?).context("reading the picture")?;
-            let found = before.leaks(Duration::from_secs(5), &|_| false)?;
-            let (leaks, others): (Vec<_>, Vec<_>) =
-                found.into_iter().partition(|d| FIRM.contains(&d.kind.as_str()));
+            let deadline = Instant::now() + Duration::from_secs(5);
+            let (leaks, others) = loop {
+                let found = before.differences(&before.again()?, &|_| false);
+                let (leaks, others): (Vec<_>, Vec<_>) =
+                    found.into_iter().partition(|difference| FIRM.contains(&difference.kind.as_str()));
+                if leaks.is_empty() || Instant::now() > deadline {
+                    break (leaks, others);
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            };
             if !others.is_empty() {
                 println!("since the suite began, on this machine (by whomever):\n{}", report(&others));
             }

@@ -100,6 +100,10 @@ pub(super) fn cgroups() -> io::Result<Section> {
 pub(super) fn processes() -> io::Result<Section> {
     let mut section = Section::new();
     each_process(&mut |pid| {
+        // The one that looks is no news.
+        if pid == std::process::id() {
+            return;
+        }
         let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return };
         // The name in brackets may hold anything, so the fields are counted from its end.
         let Some((_, rest)) = stat.rsplit_once(')') else { return };
@@ -114,13 +118,6 @@ pub(super) fn processes() -> io::Result<Section> {
         let command: String = command.trim().chars().take(160).collect();
         section.insert(format!("{pid} started {}", field(22)), format!("{zombie}{command}"));
     })?;
-    // The programs that look, and a shell that replaces itself, are no news.
-    let own = format!("{} started ", std::process::id());
-    for (key, command) in &mut section {
-        if key.starts_with(&own) {
-            "the test".clone_into(command);
-        }
-    }
     Ok(section)
 }
 
