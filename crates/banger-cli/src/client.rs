@@ -1,0 +1,188 @@
+//! The connection to the daemon: one call at a time, descriptors both ways.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use banger_proto::daemon::{Failure, Request, ServiceInfo};
+use banger_proto::{ErrorCode, ErrorReport};
+use banger_sys::paths::{self, Paths};
+use serde::de::DeserializeOwned;
+use zlink::tokio::unix::Connection;
+use zlink::{Call, Error};
+
+use crate::daemon;
+use crate::error::CliError;
+use crate::ui::Ui;
+
+/// A connection to the daemon.
+#[derive(Debug)]
+pub(crate) struct Client {
+    connection: Connection,
+}
+
+/// A failure of a call: told by the daemon, or of the connection itself.
+#[derive(Debug)]
+pub(crate) enum CallError {
+    /// The daemon says no.
+    Refused(ErrorReport),
+    /// The connection is gone: the daemon ended or was killed.
+    Lost,
+}
+
+impl From<CallError> for CliError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused(report) => report.into(),
+            CallError::Lost => ErrorReport::new(ErrorCode::Interrupted, "the daemon ended during the call")
+                .hint("see why: banger daemon logs")
+                .into(),
+        }
+    }
+}
+
+impl Client {
+    /// The daemon that runs; `None` where none does. Never starts one.
+    pub(crate) async fn running(paths: &Paths) -> Result<Option<Self>, CliError> {
+        safe(paths)?;
+        connect(&paths.socket()).await
+    }
+
+    /// The daemon, started where none runs.
+    pub(crate) async fn open(paths: &Paths, ui: Ui) -> Result<Self, CliError> {
+        let mut client = match Self::running(paths).await? {
+            Some(client) => client,
+            None => daemon::start(paths).await?,
+        };
+        client.compare_versions(ui).await?;
+        Ok(client)
+    }
+
+    /// The same without the comparison of versions, for a connection that is made again.
+    pub(crate) async fn reopen(paths: &Paths) -> Result<Self, CliError> {
+        match Self::running(paths).await? {
+            Some(client) => Ok(client),
+            None => daemon::start(paths).await,
+        }
+    }
+
+    /// Calls, and returns the reply.
+    pub(crate) async fn call<T: DeserializeOwned>(&mut self, request: Request) -> Result<T, CallError> {
+        self.exchange(request, Vec::new()).await.map(|(reply, _)| reply)
+    }
+
+    /// Calls with descriptors, and returns the reply.
+    pub(crate) async fn call_with<T: DeserializeOwned>(
+        &mut self,
+        request: Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<T, CallError> {
+        self.exchange(request, fds).await.map(|(reply, _)| reply)
+    }
+
+    /// Calls, and returns the reply's only descriptor.
+    pub(crate) async fn descriptor(&mut self, request: Request) -> Result<OwnedFd, CallError> {
+        let (_, mut fds): (serde_json::Value, _) = self.exchange(request, Vec::new()).await?;
+        match (fds.pop(), fds.is_empty()) {
+            (Some(fd), true) => Ok(fd),
+            _ => Err(CallError::Refused(strange("it passed no descriptor"))),
+        }
+    }
+
+    /// Asks for a stream of replies; they come from [`Self::next`].
+    pub(crate) async fn subscribe(&mut self, request: Request) -> Result<(), CallError> {
+        let call = Call::new(request).set_more(true);
+        self.connection.send_call(&call, Vec::new()).await.map_err(|error| lost_or_strange(&error))
+    }
+
+    /// The next reply of a stream. Cancel-safe.
+    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<T, CallError> {
+        self.receive().await.map(|(reply, _)| reply)
+    }
+
+    async fn exchange<T: DeserializeOwned>(
+        &mut self,
+        request: Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(T, Vec<OwnedFd>), CallError> {
+        let call = Call::new(request);
+        self.connection.send_call(&call, fds).await.map_err(|error| lost_or_strange(&error))?;
+        self.receive().await
+    }
+
+    async fn receive<T: DeserializeOwned>(&mut self) -> Result<(T, Vec<OwnedFd>), CallError> {
+        let reply = self.connection.receive_reply::<serde_json::Value, Failure>().await;
+        match reply.map_err(|error| lost_or_strange(&error))? {
+            (Ok(reply), fds) => {
+                let parameters = reply.into_parameters().unwrap_or_else(|| serde_json::json!({}));
+                let value = serde_json::from_value(parameters)
+                    .map_err(|error| CallError::Refused(strange(&error.to_string())))?;
+                Ok((value, fds))
+            }
+            (Err(Failure::Failed(report)), _) => Err(CallError::Refused(report)),
+            (Err(Failure::MethodNotFound { method }), _) => {
+                Err(CallError::Refused(strange(&format!("it does not know the call {method}"))))
+            }
+            (Err(Failure::InvalidParameter { parameter }), _) => {
+                Err(CallError::Refused(strange(&format!("it does not take the parameter {parameter}"))))
+            }
+        }
+    }
+
+    async fn compare_versions(&mut self, ui: Ui) -> Result<(), CliError> {
+        let info: ServiceInfo = self.call(Request::GetInfo).await?;
+        let ours = env!("CARGO_PKG_VERSION");
+        if info.version.split_whitespace().next() != Some(ours) {
+            ui.note(format!(
+                "the running daemon is version {}, this is {ours}; 'banger daemon stop' lets the next command start \
+                 the new one (VMs run on)",
+                info.version
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn lost_or_strange(error: &Error) -> CallError {
+    match error {
+        Error::Io(_) | Error::UnexpectedEof | Error::SocketRead | Error::SocketWrite => CallError::Lost,
+        other => CallError::Refused(strange(&other.to_string())),
+    }
+}
+
+fn strange(why: &str) -> ErrorReport {
+    ErrorReport::new(ErrorCode::Internal, "the daemon's answer makes no sense to this version of banger")
+        .cause(why)
+        .hint("if it is an older or newer one: banger daemon stop")
+}
+
+/// A runtime directory that another user made could hold that user's socket.
+pub(crate) fn safe(paths: &Paths) -> Result<(), CliError> {
+    match paths::check_private(&paths.runtime) {
+        Ok(()) => Ok(()),
+        Err(paths::PathsError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => {
+            let report = ErrorReport::caused_by(
+                ErrorCode::PermissionDenied,
+                "cannot talk to the daemon safely",
+                &error,
+            );
+            Err(report
+                .hint("set BANGER_RUNTIME_DIR to a directory of your own with mode 700, or remove that one")
+                .into())
+        }
+    }
+}
+
+/// Connects; `None` where nobody listens.
+pub(crate) async fn connect(socket: &Path) -> Result<Option<Client>, CliError> {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    match zlink::tokio::unix::connect(socket).await {
+        Ok(connection) => Ok(Some(Client { connection })),
+        Err(Error::Io(error)) if matches!(error.kind(), NotFound | ConnectionRefused) => Ok(None),
+        Err(error) => Err(CliError::caused_by(
+            ErrorCode::Internal,
+            format!("cannot connect to the daemon at {}", socket.display()),
+            &error,
+        )),
+    }
+}

@@ -1,0 +1,41 @@
+//! `banger completion`
+
+use clap::Args;
+use clap_complete::Shell;
+use clap_complete::env::Shells;
+
+use crate::context::Context;
+use crate::error::{CliError, io_error};
+
+/// Print the completion script for a shell
+///
+/// The script asks banger while you type, so names of VMs, images and kernels complete from live data. It never
+/// starts the daemon.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    echo 'source <(banger completion bash)' >> ~/.bashrc\n  \
+    echo 'source <(banger completion zsh)' >> ~/.zshrc\n  \
+    banger completion fish > ~/.config/fish/completions/banger.fish")]
+pub(crate) struct Completion {
+    /// The shell
+    shell: Shell,
+}
+
+impl Completion {
+    pub(super) fn run(self, context: &Context) -> Result<u8, CliError> {
+        let shells = Shells::builtins();
+        let name = self.shell.to_string();
+        let Some(shell) = shells.completer(&name) else {
+            return Err(CliError::usage(
+                format!("there is no completion for {name}"),
+                "use bash, zsh or fish",
+            ));
+        };
+        let mut script = Vec::new();
+        shell
+            .write_registration("COMPLETE", "banger", "banger", "banger", &mut script)
+            .map_err(io_error("cannot make the completion script"))?;
+        context.ui.data(&String::from_utf8_lossy(&script))?;
+        Ok(0)
+    }
+}

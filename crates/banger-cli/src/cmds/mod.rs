@@ -1,0 +1,104 @@
+//! The commands: one file each, a clap struct whose doc comments are the help, then one short function.
+
+mod completion;
+mod config;
+mod daemon;
+mod doctor;
+mod image;
+mod kernel;
+mod version;
+mod vm;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::context::Context;
+use crate::error::CliError;
+
+/// Disposable virtual machines in one command
+///
+/// A real kernel, systemd and ssh, your repository inside, and nothing left behind. The usual command is
+/// 'banger vm run', which boots a fresh VM and opens a shell in it; the first run builds the default image.
+#[derive(Debug, Parser)]
+#[command(
+    name = "banger",
+    version,
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    after_long_help = "Examples:\n  \
+        banger vm run                          a fresh VM and a shell in it\n  \
+        banger vm run --rm -- uname -a         one command, and nothing is left\n  \
+        banger vm run --rm ./repo -- make test the tracked files of a repository, and a command on them\n  \
+        banger ps                              the VMs there are\n  \
+        banger doctor                          what this host lacks, and how to mend it\n\n\
+        Exit status: a guest command's own, and 125 for a failure of banger's; without a guest command 2 for wrong\n\
+        usage, 1 for a failure, 130 when interrupted."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Noun,
+}
+
+#[derive(Debug, Subcommand)]
+enum Noun {
+    /// Run, list and end virtual machines
+    #[command(subcommand)]
+    Vm(vm::Verb),
+    /// List VMs; the same as 'vm list'
+    Ps(vm::List),
+    /// Build, register and list the images that VMs are made from
+    #[command(subcommand)]
+    Image(image::Verb),
+    /// Pull and list the kernels that VMs boot
+    #[command(subcommand)]
+    Kernel(kernel::Verb),
+    /// Look at the daemon, or stop it
+    #[command(subcommand)]
+    Daemon(daemon::Verb),
+    /// Show and check the configuration
+    #[command(subcommand)]
+    Config(config::Verb),
+    /// Check this host, and say how to mend what it lacks
+    Doctor(doctor::Doctor),
+    /// Show the version
+    Version(version::Version),
+    /// Print the completion script for a shell
+    Completion(completion::Completion),
+}
+
+/// The whole command line, with the defaults of this host and this user in the help.
+pub(crate) fn command() -> clap::Command {
+    vm::with_defaults(Cli::command())
+}
+
+impl Cli {
+    /// Whether the caller expects the exit status of a guest command.
+    pub(crate) fn has_guest_command(&self) -> bool {
+        match &self.command {
+            Noun::Vm(verb) => verb.has_guest_command(),
+            Noun::Ps(_)
+            | Noun::Image(_)
+            | Noun::Kernel(_)
+            | Noun::Daemon(_)
+            | Noun::Config(_)
+            | Noun::Doctor(_)
+            | Noun::Version(_)
+            | Noun::Completion(_) => false,
+        }
+    }
+
+    /// Does it. The result is the exit status.
+    pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        match self.command {
+            Noun::Vm(verb) => verb.run(context).await,
+            Noun::Ps(list) => list.run(context).await,
+            Noun::Image(verb) => verb.run(context).await,
+            Noun::Kernel(verb) => verb.run(context).await,
+            Noun::Daemon(verb) => verb.run(context).await,
+            Noun::Config(verb) => verb.run(context),
+            Noun::Doctor(doctor) => doctor.run(context).await,
+            Noun::Version(version) => version.run(context).await,
+            Noun::Completion(completion) => completion.run(context),
+        }
+    }
+}

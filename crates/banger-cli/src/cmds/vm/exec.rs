@@ -1,0 +1,55 @@
+//! `banger vm exec`
+
+use clap::Args;
+
+use crate::context::Context;
+use crate::error::CliError;
+use crate::exec::{self, Command};
+use crate::signals::Interrupts;
+use crate::{names, parse};
+
+/// Run a command in a VM that runs
+///
+/// Exit status, stdout and stderr are the command's. It survives a restart of the daemon. With -t every key goes to
+/// the guest, and '~.' after Enter leaves; without it, the first Ctrl-C is sent to the command and the second
+/// ends it.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    banger vm exec box -- systemctl status\n  \
+    banger vm exec -it box -- bash\n  \
+    tar c . | banger vm exec -i box -- tar x -C /srv")]
+pub(crate) struct Exec {
+    /// Pass standard input on
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Variable of the command; K alone takes its value from here
+    #[arg(short, long, value_name = "K=V", value_parser = parse::variable)]
+    env: Vec<(String, String)>,
+    /// Working directory in the guest [default: root's home]
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Name or id
+    #[arg(add = names::vms())]
+    vm: String,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+impl Exec {
+    pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        let mut interrupts = Interrupts::new()?;
+        let mut session = context.session().await?;
+        let command = Command {
+            argv: self.command,
+            env: parse::environment(self.env),
+            cwd: self.workdir,
+            tty: self.tty,
+            stdin: self.interactive,
+        };
+        exec::run(context.ui, &mut session, &self.vm, command, &mut interrupts).await
+    }
+}

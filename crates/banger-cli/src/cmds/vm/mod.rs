@@ -1,0 +1,88 @@
+//! `banger vm`
+
+mod create;
+mod exec;
+mod lifecycle;
+mod list;
+mod logs;
+mod options;
+mod run;
+
+use clap::Subcommand;
+
+use crate::context::Context;
+use crate::error::CliError;
+use crate::ui::Ui;
+
+pub(super) use list::List;
+pub(super) use options::with_defaults;
+
+/// Run, list and end virtual machines
+///
+/// The usual command is 'banger vm run': a fresh VM and a shell in it, or one command with '-- CMD'. The others are its
+/// pieces. A VM is named by its name, its id, or the beginning of its id.
+#[derive(Debug, Subcommand)]
+#[command(after_long_help = "Examples:\n  \
+    banger vm run --rm -- uname -a\n  \
+    banger vm create --name box\n  \
+    banger vm exec -it box -- bash\n  \
+    banger vm stop box\n  \
+    banger vm delete box")]
+pub(crate) enum Verb {
+    /// Make a VM, boot it, and run a command or a shell in it
+    Run(run::Run),
+    /// Make a VM and boot it
+    Create(create::Create),
+    /// Start VMs that are created or stopped
+    Start(lifecycle::Start),
+    /// Stop VMs: ask the guest, then force it after a while
+    Stop(lifecycle::Stop),
+    /// Delete VMs with their disks
+    #[command(visible_alias = "rm")]
+    Delete(lifecycle::Delete),
+    /// List VMs
+    #[command(visible_alias = "ls")]
+    List(List),
+    /// Show one VM
+    Show(list::Show),
+    /// Run a command in a VM that runs
+    Exec(exec::Exec),
+    /// Print a VM's console log
+    Logs(logs::Logs),
+}
+
+impl Verb {
+    pub(super) const fn has_guest_command(&self) -> bool {
+        match self {
+            Self::Run(run) => run.has_guest_command(),
+            Self::Exec(_) => true,
+            Self::Create(_)
+            | Self::Start(_)
+            | Self::Stop(_)
+            | Self::Delete(_)
+            | Self::List(_)
+            | Self::Show(_)
+            | Self::Logs(_) => false,
+        }
+    }
+
+    pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        match self {
+            Self::Run(run) => run.run(context).await,
+            Self::Create(create) => create.run(context).await,
+            Self::Start(start) => start.run(context).await,
+            Self::Stop(stop) => stop.run(context).await,
+            Self::Delete(delete) => delete.run(context).await,
+            Self::List(list) => list.run(context).await,
+            Self::Show(show) => show.run(context).await,
+            Self::Exec(exec) => exec.run(context).await,
+            Self::Logs(logs) => logs.run(context).await,
+        }
+    }
+}
+
+/// Prints names and values, one line each.
+pub(super) fn fields(ui: Ui, rows: &[(&str, String)]) -> Result<(), CliError> {
+    let text: String = rows.iter().map(|(name, value)| format!("{name:<11}{value}\n")).collect();
+    ui.data(&text)
+}

@@ -1,0 +1,345 @@
+//! The host's end of one session, from its opening to its outcome, over any number of connections.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdStream;
+use std::time::Duration;
+
+use banger_proto::channel::{ClientEvent, ClientSession, Decoder, Frame, OUTBOX_TARGET, Outbox, Stream};
+use banger_proto::daemon::{Request, VmInfo};
+use banger_proto::guest::{Control, Open, Outcome};
+use banger_proto::{ErrorCode, ErrorReport, SessionId, VmState};
+use rustix::io::Errno;
+use tokio::net::UnixStream;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+
+use super::pipes::{Feed, Input, Outputs, Written};
+use crate::client::CallError;
+use crate::error::{CliError, io_error};
+use crate::escape::Escape;
+use crate::session::Session;
+use crate::signals::{Interrupt, Interrupts};
+use crate::terminal;
+
+/// How long a VM that runs may stay out of reach while a session is to go on.
+const OUT_OF_REACH: Duration = Duration::from_secs(60);
+/// Between two tries to attach again.
+const RETRY: Duration = Duration::from_millis(100);
+/// How long the last frame, which ends the session, may take to leave.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// This side of a session.
+#[derive(Debug)]
+pub(super) struct Local {
+    /// What the guest reads.
+    pub(super) input: Input,
+    /// The guest has a terminal.
+    pub(super) tty: bool,
+    /// Input is what somebody types, so the escape counts.
+    pub(super) keyboard: bool,
+}
+
+/// Runs one session to its outcome.
+pub(super) async fn drive(
+    session: &mut Session<'_>,
+    vm: &str,
+    open: Open,
+    local: Local,
+    interrupts: &mut Interrupts,
+) -> Result<Outcome, CliError> {
+    let mut random = [0; 8];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| io_error("cannot get random bytes")(error.into()))?;
+    let channel =
+        ClientSession::new(SessionId::from_random(random), &open).map_err(|error| broken(&error))?;
+    let resize = signal(SignalKind::window_change()).map_err(io_error("cannot receive signals"))?;
+    let mut endpoint = Endpoint {
+        channel,
+        outputs: Outputs::start(),
+        local,
+        resize,
+        escape: Escape::default(),
+        typed: Pending::default(),
+        control: Pending::default(),
+        input_ended: false,
+        signalled: false,
+        outcome: None,
+    };
+    let mut stream = attach(session, vm, endpoint.channel.id()).await?;
+    loop {
+        match endpoint.converse(stream, interrupts).await? {
+            Some(outcome) => return Ok(outcome),
+            None => stream = attach_again(session, vm, endpoint.channel.id(), interrupts).await?,
+        }
+    }
+}
+
+/// Bytes on their way into a stream of the session that has no room for them yet.
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    taken: usize,
+}
+
+impl Pending {
+    fn put(&mut self, bytes: Vec<u8>) {
+        self.bytes.drain(..self.taken);
+        self.taken = 0;
+        self.bytes.extend(bytes);
+    }
+
+    fn pass(&mut self, channel: &mut ClientSession, stream: Stream) {
+        if !self.is_empty() {
+            self.taken += channel.write(stream, &self.bytes[self.taken..]);
+        }
+    }
+
+    const fn is_empty(&self) -> bool {
+        self.taken == self.bytes.len()
+    }
+}
+
+struct Endpoint {
+    channel: ClientSession,
+    outputs: Outputs,
+    local: Local,
+    resize: Signal,
+    escape: Escape,
+    typed: Pending,
+    control: Pending,
+    input_ended: bool,
+    signalled: bool,
+    outcome: Option<Outcome>,
+}
+
+/// What happened first.
+enum Step {
+    Read(io::Result<usize>),
+    Wrote(io::Result<usize>),
+    Written(Written),
+    Input(Feed),
+    Interrupt(Interrupt),
+    Resize,
+}
+
+impl Endpoint {
+    /// Goes on over this connection; `None` when it is lost.
+    async fn converse(
+        &mut self,
+        stream: UnixStream,
+        interrupts: &mut Interrupts,
+    ) -> Result<Option<Outcome>, CliError> {
+        let (mut decoder, mut outbox) = (Decoder::plain(), Outbox::plain());
+        self.channel.on_connected();
+        loop {
+            self.fill(&mut outbox);
+            if self.outputs.outstanding() == 0
+                && let Some(outcome) = self.outcome.take()
+            {
+                self.leave(&stream, &mut outbox).await;
+                return Ok(Some(outcome));
+            }
+            let step = tokio::select! {
+                ready = stream.readable() => {
+                    Step::Read(ready.and_then(|()| stream.try_read(decoder.space())))
+                }
+                ready = stream.writable(), if !outbox.is_empty() => {
+                    Step::Wrote(ready.and_then(|()| stream.try_write(outbox.bytes())))
+                }
+                written = self.outputs.next() => Step::Written(written),
+                feed = self.local.input.next(),
+                    if self.typed.is_empty() && !self.input_ended && self.outcome.is_none() => Step::Input(feed),
+                interrupt = interrupts.next() => Step::Interrupt(interrupt),
+                Some(()) = self.resize.recv(), if self.local.tty => Step::Resize,
+            };
+            match step {
+                Step::Read(Ok(0)) => break,
+                Step::Read(Ok(count)) => {
+                    decoder.filled(count);
+                    while let Some(frame) = decoder.next_frame().map_err(|error| broken(&error))? {
+                        self.take(&frame)?;
+                    }
+                }
+                Step::Wrote(Ok(count)) => outbox.wrote(count),
+                Step::Read(Err(error)) | Step::Wrote(Err(error)) => {
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        break;
+                    }
+                }
+                Step::Written(Written::Bytes(stream, count)) => self.channel.consumed(stream, count),
+                other => {
+                    if let Err(error) = self.local_step(other) {
+                        self.leave(&stream, &mut outbox).await;
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        self.channel.on_disconnected();
+        // An outcome that came whole needs no connection any more; only its output is to be written.
+        if self.outcome.is_none() {
+            return Ok(None);
+        }
+        while self.outputs.outstanding() > 0 {
+            if let Written::Failed(error) = self.outputs.next().await {
+                return Err(unwritten(error));
+            }
+        }
+        Ok(self.outcome.take())
+    }
+
+    fn fill(&mut self, outbox: &mut Outbox) {
+        self.typed.pass(&mut self.channel, Stream::Stdin);
+        self.control.pass(&mut self.channel, Stream::Control);
+        if self.input_ended && self.typed.is_empty() {
+            self.channel.finish(Stream::Stdin);
+        }
+        self.channel.poll_output(outbox, OUTBOX_TARGET);
+    }
+
+    fn take(&mut self, frame: &Frame<'_>) -> Result<(), CliError> {
+        match self.channel.on_frame(frame).map_err(|error| broken(&error))? {
+            Some(ClientEvent::Data { stream, bytes, .. }) => {
+                if !bytes.is_empty() {
+                    self.outputs.write(stream, bytes);
+                }
+            }
+            Some(ClientEvent::Outcome(outcome)) => self.outcome = Some(outcome),
+            Some(ClientEvent::Reset(failure)) => {
+                let report = ErrorReport::new(ErrorCode::GuestFailed, "the guest ended the session");
+                return Err(report.cause(failure.message).into());
+            }
+            Some(ClientEvent::Opened { .. } | ClientEvent::Writable { .. }) | None => {}
+        }
+        Ok(())
+    }
+
+    /// Something on our side; an error ends the session.
+    fn local_step(&mut self, step: Step) -> Result<(), CliError> {
+        match step {
+            Step::Written(Written::Failed(error)) => Err(unwritten(error)),
+            Step::Input(Feed::End) => {
+                self.input_ended = true;
+                Ok(())
+            }
+            Step::Input(Feed::Failed(why)) => Err(CliError::failed(ErrorCode::Internal, why)),
+            Step::Input(Feed::Bytes(bytes)) if self.local.keyboard => {
+                let typed = self.escape.filter(&bytes);
+                self.typed.put(typed.send);
+                if typed.leave { Err(CliError::Interrupted("left with ~.".to_owned())) } else { Ok(()) }
+            }
+            Step::Input(Feed::Bytes(bytes)) => {
+                self.typed.put(bytes);
+                Ok(())
+            }
+            Step::Interrupt(interrupt) if self.ends_us(interrupt) => {
+                Err(CliError::Interrupted("interrupted; what ran in the guest was ended".to_owned()))
+            }
+            Step::Interrupt(interrupt) => {
+                self.signalled = true;
+                self.send(&Control::Signal { number: interrupt.number() })
+            }
+            Step::Resize => self.send(&Control::Resize { size: terminal::size() }),
+            Step::Read(_) | Step::Wrote(_) | Step::Written(Written::Bytes(..)) => Ok(()),
+        }
+    }
+
+    const fn ends_us(&self, interrupt: Interrupt) -> bool {
+        match interrupt {
+            Interrupt::Hangup => true,
+            Interrupt::Int | Interrupt::Term => self.local.tty || self.signalled,
+        }
+    }
+
+    fn send(&mut self, control: &Control) -> Result<(), CliError> {
+        let mut line = serde_json::to_vec(control)
+            .map_err(|error| CliError::caused_by(ErrorCode::Internal, "cannot encode a control", &error))?;
+        line.push(b'\n');
+        self.control.put(line);
+        Ok(())
+    }
+
+    /// Sends what ends the session, within a bound: the daemon does the same for a client that is gone.
+    async fn leave(&mut self, stream: &UnixStream, outbox: &mut Outbox) {
+        self.channel.close();
+        self.channel.poll_output(outbox, usize::MAX);
+        let flush = async {
+            while !outbox.is_empty() {
+                stream.writable().await?;
+                match stream.try_write(outbox.bytes()) {
+                    Ok(count) => outbox.wrote(count),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok::<_, io::Error>(())
+        };
+        // Either failure leaves the end of our connection as the sign to the daemon.
+        let _ = tokio::time::timeout(GOODBYE, flush).await;
+    }
+}
+
+fn unwritten(error: Errno) -> CliError {
+    match error {
+        Errno::PIPE => CliError::BrokenPipe,
+        Errno::IO => CliError::Interrupted("the terminal is gone".to_owned()),
+        other => io_error("cannot write the command's output")(other.into()),
+    }
+}
+
+async fn attach(session: &mut Session<'_>, vm: &str, id: SessionId) -> Result<UnixStream, CliError> {
+    let request = Request::SessionOpen { vm: vm.to_owned(), session: id };
+    connected(session.client.descriptor(request).await?)
+}
+
+fn connected(fd: std::os::fd::OwnedFd) -> Result<UnixStream, CliError> {
+    let stream = StdStream::from(fd);
+    let ready = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+    ready.map_err(io_error("cannot use the session's socket"))
+}
+
+/// After a loss: through a new daemon if the old one is gone, for as long as the VM is there.
+async fn attach_again(
+    session: &mut Session<'_>,
+    vm: &str,
+    id: SessionId,
+    interrupts: &mut Interrupts,
+) -> Result<UnixStream, CliError> {
+    let deadline = Instant::now() + OUT_OF_REACH;
+    loop {
+        let request = Request::SessionOpen { vm: vm.to_owned(), session: id };
+        match session.client.descriptor(request).await {
+            Ok(stream) => return connected(stream),
+            Err(CallError::Lost) => session.reconnect().await?,
+            Err(CallError::Refused(report)) => {
+                if !still_runs(session, vm).await? || Instant::now() >= deadline {
+                    let ended =
+                        ErrorReport::new(ErrorCode::GuestFailed, "the VM ended while the command ran");
+                    return Err(ended.cause(report.message).into());
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            _ = interrupts.next() => {
+                let text = "interrupted while the VM was out of reach; the command ends with its session";
+                return Err(CliError::Interrupted(text.to_owned()));
+            }
+        }
+    }
+}
+
+async fn still_runs(session: &mut Session<'_>, vm: &str) -> Result<bool, CliError> {
+    match session.client.call::<VmInfo>(Request::VmShow { vm: vm.to_owned() }).await {
+        Ok(info) => Ok(matches!(info.state, VmState::Running | VmState::Starting | VmState::Paused)),
+        Err(CallError::Refused(_)) => Ok(false),
+        Err(CallError::Lost) => {
+            session.reconnect().await?;
+            Ok(true)
+        }
+    }
+}
+
+fn broken(error: &(dyn std::error::Error + 'static)) -> CliError {
+    CliError::caused_by(ErrorCode::GuestFailed, "cannot go on with the guest", error)
+}

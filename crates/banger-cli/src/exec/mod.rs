@@ -1,0 +1,113 @@
+//! Sessions with a guest: running a command, and unpacking an archive.
+//!
+//! This process and the guest's agent are the two ends; the daemon passes frames on and holds nothing. So when the daemon
+//! dies, the session is attached again through the next one and goes on to the byte.
+//!
+//! Signals, while a command runs: with a terminal every key goes to the guest, and SIGTERM or SIGHUP here ends the
+//! session. Without one, the first SIGINT or SIGTERM is sent to the command, the second ends the session, as does SIGHUP at
+//! once. The end of a session kills what still runs in it.
+
+mod endpoint;
+mod pipes;
+
+use std::collections::BTreeMap;
+
+use banger_proto::guest::{ExecRequest, GuestFailure, GuestFailureCode, Open, Outcome, TtyRequest};
+use banger_proto::{ErrorCode, ErrorReport};
+
+use endpoint::Local;
+pub(crate) use pipes::{Feed, Input};
+
+use crate::error::CliError;
+use crate::session::Session;
+use crate::signals::Interrupts;
+use crate::terminal::{self, RawMode};
+use crate::ui::Ui;
+
+/// A command to run in a guest.
+#[derive(Debug)]
+pub(crate) struct Command {
+    /// Program and arguments; none is root's login shell.
+    pub(crate) argv: Vec<String>,
+    /// Added to the VM's environment.
+    pub(crate) env: BTreeMap<String, String>,
+    /// Working directory.
+    pub(crate) cwd: Option<String>,
+    /// A terminal in the guest, and this one in raw mode.
+    pub(crate) tty: bool,
+    /// Whether it reads our standard input.
+    pub(crate) stdin: bool,
+}
+
+/// Runs a command in a VM to its end. The result is the status for our own exit.
+pub(crate) async fn run(
+    ui: Ui,
+    session: &mut Session<'_>,
+    vm: &str,
+    command: Command,
+    interrupts: &mut Interrupts,
+) -> Result<u8, CliError> {
+    let name = command.argv.first().cloned().unwrap_or_else(|| "the shell".to_owned());
+    let term = std::env::var("TERM").ok().filter(|term| !term.is_empty()).unwrap_or_else(|| "dumb".into());
+    let open = Open::Exec(ExecRequest {
+        argv: command.argv,
+        env: command.env,
+        cwd: command.cwd,
+        tty: command.tty.then(|| TtyRequest { term, size: terminal::size() }),
+        stdin: command.stdin,
+    });
+    let input = if command.stdin { pipes::read_stdin() } else { Input::none() };
+    let raw = if command.tty && terminal::is_interactive() { Some(RawMode::enter()?) } else { None };
+    let local = Local { input, tty: command.tty, keyboard: raw.is_some() };
+    let outcome = endpoint::drive(session, vm, open, local, interrupts).await;
+    drop(raw);
+    match outcome? {
+        Outcome::Exited { status } => Ok(status.shell_code()),
+        Outcome::Failed(failure) => Err(not_run(ui, &name, &failure)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Unpacks the archive that `input` delivers below a directory of the guest. Returns entries and bytes.
+pub(crate) async fn unpack(
+    session: &mut Session<'_>,
+    vm: &str,
+    directory: &str,
+    input: Input,
+    interrupts: &mut Interrupts,
+) -> Result<(u64, u64), CliError> {
+    let open = Open::Unpack { directory: directory.to_owned() };
+    let local = Local { input, tty: false, keyboard: false };
+    match endpoint::drive(session, vm, open, local, interrupts).await? {
+        Outcome::Unpacked { entries, bytes } => Ok((entries, bytes)),
+        Outcome::Failed(failure) => {
+            Err(guest_failed(format!("cannot unpack the files into {directory}"), &failure))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// A command that did not start has the status that a shell would give.
+fn not_run(ui: Ui, name: &str, failure: &GuestFailure) -> CliError {
+    let error = guest_failed(format!("cannot run {name} in the guest"), failure);
+    let status = match failure.code {
+        GuestFailureCode::CommandNotFound => 127,
+        GuestFailureCode::CommandNotExecutable => 126,
+        GuestFailureCode::BadDirectory
+        | GuestFailureCode::SessionLost
+        | GuestFailureCode::BadRequest
+        | GuestFailureCode::Busy
+        | GuestFailureCode::System => return error,
+    };
+    ui.error(&error);
+    CliError::Said(status)
+}
+
+fn guest_failed(message: String, failure: &GuestFailure) -> CliError {
+    ErrorReport::new(ErrorCode::GuestFailed, message).cause(failure.message.clone()).into()
+}
+
+fn unexpected(outcome: &Outcome) -> CliError {
+    let report = ErrorReport::new(ErrorCode::GuestFailed, "the guest answered something else than was asked");
+    report.cause(format!("{outcome:?}")).into()
+}

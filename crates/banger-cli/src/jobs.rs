@@ -1,0 +1,113 @@
+//! Following a job to its end: over restarts of the daemon, and asking for its cancellation on Ctrl-C.
+
+use banger_proto::daemon::{Accepted, Empty, JobEvent, JobEventKind, JobResult, Request};
+use banger_proto::{ErrorCode, ErrorReport, JobId};
+
+use crate::client::CallError;
+use crate::error::CliError;
+use crate::progress::{Progress, TICK};
+use crate::session::Session;
+use crate::signals::Interrupts;
+
+/// Connections that may end one after another without any news of the job.
+const MAX_LOSSES: u32 = 5;
+
+impl Session<'_> {
+    /// Begins a job and follows it to its result. An interrupt asks the daemon to cancel it and waits for that; a second
+    /// one leaves it alone.
+    pub(crate) async fn job(
+        &mut self,
+        request: Request,
+        fds: Vec<std::os::fd::OwnedFd>,
+        progress: &mut Progress,
+        interrupts: &mut Interrupts,
+    ) -> Result<JobResult, CliError> {
+        let accepted: Accepted = self.client.call_with(request, fds).await?;
+        self.follow(&accepted.job, progress, interrupts).await
+    }
+
+    /// Follows a job to its result, as [`Self::job`] does.
+    pub(crate) async fn follow(
+        &mut self,
+        job: &JobId,
+        progress: &mut Progress,
+        interrupts: &mut Interrupts,
+    ) -> Result<JobResult, CliError> {
+        let (mut after, mut losses, mut cancelled) = (0, 0, false);
+        self.client.subscribe(Request::JobWatch { job: job.clone(), after }).await?;
+        let mut ticks = tokio::time::interval(TICK);
+        loop {
+            let event = tokio::select! {
+                event = self.client.next::<JobEvent>() => event,
+                _ = ticks.tick() => {
+                    progress.tick();
+                    continue;
+                }
+                _ = interrupts.next() => {
+                    progress.clear();
+                    if cancelled {
+                        let text = format!("interrupted; job {job} may still go on in the daemon");
+                        return Err(CliError::Interrupted(text));
+                    }
+                    cancelled = true;
+                    progress.stage("cancelling");
+                    self.cancel(job).await?;
+                    continue;
+                }
+            };
+            match event {
+                Ok(JobEvent { event: JobEventKind::Finished { result }, .. }) => {
+                    progress.clear();
+                    return finished(result, cancelled);
+                }
+                Ok(event) => {
+                    losses = 0;
+                    after = after.max(event.seq);
+                    if !cancelled {
+                        progress.event(&event.event);
+                    }
+                }
+                Err(CallError::Lost) => {
+                    losses += 1;
+                    if losses > MAX_LOSSES {
+                        return Err(CallError::Lost.into());
+                    }
+                    self.reconnect().await?;
+                    self.client.subscribe(Request::JobWatch { job: job.clone(), after }).await?;
+                }
+                Err(CallError::Refused(report)) => return Err(report.into()),
+            }
+        }
+    }
+
+    async fn cancel(&self, job: &JobId) -> Result<(), CliError> {
+        // On a connection of its own: the other one is in the middle of a stream.
+        let mut client = self.another().await?;
+        match client.call::<Empty>(Request::JobCancel { job: job.clone() }).await {
+            Ok(Empty {}) => Ok(()),
+            // It ended a moment before; its result is on its way.
+            Err(CallError::Refused(report)) if report.code == ErrorCode::NotFound => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn finished(result: JobResult, cancelled: bool) -> Result<JobResult, CliError> {
+    match result {
+        JobResult::Failed { error } if cancelled && error.code == ErrorCode::Cancelled => {
+            Err(CliError::Interrupted(format!("interrupted: {}", error.message)))
+        }
+        JobResult::Failed { error } => Err(error.into()),
+        JobResult::Vm { .. }
+        | JobResult::VmDeleted { .. }
+        | JobResult::Image { .. }
+        | JobResult::Kernel { .. } => Ok(result),
+    }
+}
+
+/// A job that ended with a result of another kind than its request has.
+pub(crate) fn unexpected(result: &JobResult) -> CliError {
+    let report =
+        ErrorReport::new(ErrorCode::Internal, "the daemon's job ended with a result that does not fit it");
+    report.cause(format!("{result:?}")).hint("if the daemon is another version: banger daemon stop").into()
+}

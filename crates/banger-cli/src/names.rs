@@ -1,0 +1,69 @@
+//! Names for the shell's completion, from the daemon that runs. Silent where none does, and never starts one.
+
+use std::time::Duration;
+
+use banger_proto::catalog::IMAGES;
+use banger_proto::daemon::{ImageList, KernelList, Request, VmList};
+use banger_sys::paths::Paths;
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use serde::de::DeserializeOwned;
+
+use crate::client::Client;
+
+/// A shell waits for this; a daemon that does not answer at once is left alone.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Names of VMs.
+pub(crate) fn vms() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        let vms = ask::<VmList>(Request::VmList {}).map(|list| list.vms).unwrap_or_default();
+        let candidate = |vm: &banger_proto::daemon::VmInfo| {
+            CompletionCandidate::new(vm.name.as_str()).help(Some(vm.state.to_string().into()))
+        };
+        vms.iter().map(candidate).collect()
+    })
+}
+
+/// Names of images in the store.
+pub(crate) fn images() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        let images = ask::<ImageList>(Request::ImageList {}).map(|list| list.images).unwrap_or_default();
+        images.iter().map(|image| CompletionCandidate::new(image.name.as_str())).collect()
+    })
+}
+
+/// Names of images that can be built.
+pub(crate) fn recipes() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        let candidate = |recipe: &banger_proto::catalog::ImageRecipe| {
+            CompletionCandidate::new(recipe.name).help(Some(recipe.description.into()))
+        };
+        IMAGES.iter().map(candidate).collect()
+    })
+}
+
+/// Names of kernels in the store.
+pub(crate) fn kernels() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| kernel_names(false))
+}
+
+/// Names of kernels that can be pulled.
+pub(crate) fn available_kernels() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| kernel_names(true))
+}
+
+fn kernel_names(available: bool) -> Vec<CompletionCandidate> {
+    let Some(list) = ask::<KernelList>(Request::KernelList { available }) else { return Vec::new() };
+    let stored = list.kernels.iter().map(|kernel| kernel.name.as_str());
+    stored.chain(list.available.keys().map(|name| name.as_str())).map(CompletionCandidate::new).collect()
+}
+
+fn ask<T: DeserializeOwned>(request: Request) -> Option<T> {
+    let paths = Paths::for_user().ok()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    let answer = async {
+        let mut client = Client::running(&paths).await.ok()??;
+        client.call(request).await.ok()
+    };
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, answer).await }).ok()?
+}

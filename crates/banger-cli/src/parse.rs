@@ -1,0 +1,88 @@
+//! Values as they stand on the command line.
+
+use banger_proto::{ByteSize, VmSpec};
+use std::collections::BTreeMap;
+
+/// Seconds: `90`, `90s`, `2m`, `1h`; 1 second to 1 day.
+pub(crate) fn seconds(text: &str) -> Result<u32, String> {
+    let bad = || format!("'{text}' is not a time from 1s to 24h: write for example 90, 90s or 2m");
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u32 = text[..digits].parse().map_err(|_| bad())?;
+    let unit = match &text[digits..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(bad()),
+    };
+    number.checked_mul(unit).filter(|seconds| (1..=86_400).contains(seconds)).ok_or_else(bad)
+}
+
+/// A size of memory, at least what a guest needs.
+pub(crate) fn memory(text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
+    if size < VmSpec::MIN_MEMORY {
+        return Err(format!("{size} of memory is too little for a VM: {} is the least", VmSpec::MIN_MEMORY));
+    }
+    Ok(size)
+}
+
+/// A size of a disk, more than nothing.
+pub(crate) fn disk(text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
+    if size.as_bytes() == 0 {
+        return Err("a disk of no bytes holds no image".to_owned());
+    }
+    Ok(size)
+}
+
+/// `K=V`, or `K` alone for the value that it has here.
+pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, value.to_owned()),
+        None => {
+            let value =
+                std::env::var(text).map_err(|_| format!("'{text}' is not set here: write {text}=VALUE"))?;
+            (text, value)
+        }
+    };
+    if name.is_empty() || name.contains('\0') || value.contains('\0') {
+        return Err("a variable needs a name, and no NUL: write NAME=VALUE".to_owned());
+    }
+    Ok((name.to_owned(), value))
+}
+
+/// Variables, the last of a name wins.
+pub(crate) fn environment(list: Vec<(String, String)>) -> BTreeMap<String, String> {
+    list.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_seconds() {
+        assert_eq!(seconds("90"), Ok(90));
+        assert_eq!(seconds("90s"), Ok(90));
+        assert_eq!(seconds("2m"), Ok(120));
+        assert_eq!(seconds("24h"), Ok(86_400));
+        for text in ["", "0", "s", "25h", "1.5m", "-1", "5d"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn variables_have_names() {
+        assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
+        assert_eq!(variable("A="), Ok(("A".into(), String::new())));
+        assert!(variable("=b").is_err());
+        assert!(variable("SURELY_NOT_SET_ANYWHERE").is_err());
+    }
+
+    #[test]
+    fn sizes_have_a_least() {
+        assert_eq!(memory("1G"), Ok(ByteSize::mib(1024)));
+        assert!(memory("1KiB").unwrap_err().contains("too little"));
+        assert!(disk("0").is_err());
+    }
+}

@@ -1,0 +1,94 @@
+//! One command's connection to the daemon, with the lease of an ephemeral VM: both survive a restart of the daemon.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use banger_proto::daemon::{Accepted, Empty, JobResult, Request, VmKey};
+use banger_sys::paths::Paths;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::client::{CallError, Client};
+use crate::error::{CliError, io_error};
+use crate::progress::Progress;
+use crate::signals::Interrupts;
+use crate::ui::Ui;
+
+/// A connection, what is needed to make another, and a lease.
+#[derive(Debug)]
+pub(crate) struct Session<'a> {
+    paths: &'a Paths,
+    /// The connection of now.
+    pub(crate) client: Client,
+    lease: Option<(VmKey, Lease)>,
+}
+
+/// While this end of a socket pair is open, the ephemeral VM lives: the kernel closes it when this process
+/// ends, however that comes.
+#[derive(Debug)]
+pub(crate) struct Lease(UnixStream);
+
+impl Lease {
+    /// A lease, and the end that goes to the daemon.
+    pub(crate) fn new() -> Result<(Self, OwnedFd), CliError> {
+        let (ours, theirs) = UnixStream::pair().map_err(io_error("cannot make a socket pair"))?;
+        Ok((Self(ours), theirs.into()))
+    }
+
+    /// Whether the daemon that held the other end is gone.
+    fn is_lost(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&now)), Ok(ready) if ready > 0)
+    }
+}
+
+impl<'a> Session<'a> {
+    /// Connects, and starts the daemon where none runs.
+    pub(crate) async fn open(paths: &'a Paths, ui: Ui) -> Result<Self, CliError> {
+        Ok(Self { paths, client: Client::open(paths, ui).await?, lease: None })
+    }
+
+    /// A second connection to the same daemon.
+    pub(crate) async fn another(&self) -> Result<Client, CliError> {
+        Client::reopen(self.paths).await
+    }
+
+    /// Keeps the lease of this VM, over restarts of the daemon too.
+    pub(crate) fn hold(&mut self, vm: VmKey, lease: Lease) {
+        self.lease = Some((vm, lease));
+    }
+
+    /// The ephemeral VM that this command holds.
+    pub(crate) fn held(&self) -> Option<&VmKey> {
+        self.lease.as_ref().map(|(vm, _)| vm)
+    }
+
+    /// Begins a job that may be asked for twice, and follows it to its result.
+    pub(crate) async fn retry_job(
+        &mut self,
+        request: Request,
+        progress: &mut Progress,
+        interrupts: &mut Interrupts,
+    ) -> Result<JobResult, CliError> {
+        let accepted: Accepted = match self.client.call(request.clone()).await {
+            Err(CallError::Lost) => {
+                self.client = Client::reopen(self.paths).await?;
+                self.client.call(request).await?
+            }
+            other => other?,
+        };
+        self.follow(&accepted.job, progress, interrupts).await
+    }
+
+    /// Connects again after the connection was lost, and takes the lease to the new daemon if it is one.
+    pub(crate) async fn reconnect(&mut self) -> Result<(), CliError> {
+        self.client = Client::reopen(self.paths).await?;
+        if let Some((vm, lease)) = self.lease.as_mut().filter(|(_, lease)| lease.is_lost()) {
+            let (ours, theirs) = Lease::new()?;
+            let request = Request::VmHold { vm: vm.id.to_string() };
+            let Empty {} = self.client.call_with(request, vec![theirs]).await?;
+            *lease = ours;
+        }
+        Ok(())
+    }
+}
