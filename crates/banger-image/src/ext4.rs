@@ -16,7 +16,7 @@ pub(crate) mod tree;
 pub(crate) mod writer;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -180,25 +180,32 @@ pub(crate) fn read_archive(
     progress: &dyn Progress,
     wanted: impl Fn(&[u8]) -> bool,
 ) -> Result<Tree, ImportError> {
-    let input = compression::decompressed(input).map_err(TarError::Io)?;
-    let mut archive = TarReader::new(input);
+    let input = BufReader::with_capacity(256 << 10, input);
+    let input =
+        compression::decompressed(input).map_err(|source| TarError::Io { entry: String::new(), source })?;
+    let mut archive = TarReader::new(Guarded { input, left: limits.stream, limits, progress });
+    let tree = read_entries(&mut archive, spool, limits, progress, wanted);
+    // The guard ends a cancelled stream by a read error.
+    if tree.is_err() && progress.cancelled() { Err(ImportError::Cancelled) } else { tree }
+}
+
+fn read_entries<R: Read>(
+    archive: &mut TarReader<R>,
+    spool: &mut Spool,
+    limits: &Limits,
+    progress: &dyn Progress,
+    wanted: impl Fn(&[u8]) -> bool,
+) -> Result<Tree, ImportError> {
     let mut tree = Tree::default();
     let mut budget = *limits;
     while let Some(entry) = archive.next_entry()? {
-        if progress.cancelled() {
-            return Err(ImportError::Cancelled);
-        }
         let refuse = |why: String| TarError::Entry { entry: entry.name(), why };
         budget.entries = budget
             .entries
             .checked_sub(1)
             .ok_or_else(|| refuse(format!("the archive has more than {} entries", limits.entries)))?;
         if wanted(&entry.path) {
-            add(&mut archive, &entry, &mut tree, spool, limits, &mut budget, progress)?;
-        }
-        if archive.position() > limits.stream {
-            let most = ByteSize::bytes(limits.stream);
-            return Err(refuse(format!("the archive has more than {most} when decompressed")).into());
+            add(archive, &entry, &mut tree, spool, limits, &mut budget)?;
         }
         progress.bytes(archive.position(), 0);
     }
@@ -212,7 +219,6 @@ fn add<R: Read>(
     spool: &mut Spool,
     limits: &Limits,
     budget: &mut Limits,
-    progress: &dyn Progress,
 ) -> Result<(), ImportError> {
     let refuse = |why: String| TarError::Entry { entry: entry.name(), why };
     let kind = match &entry.kind {
@@ -224,7 +230,7 @@ fn add<R: Read>(
                 let most = ByteSize::bytes(limits.file);
                 return Err(refuse(format!("a file of {} bytes is larger than {most}", entry.size)).into());
             }
-            Kind::File(spool_file(archive, entry, spool, limits, budget, progress)?)
+            Kind::File(spool_file(archive, entry, spool, limits, budget)?)
         }
         EntryKind::Symlink { target } => Kind::Symlink(target.clone()),
         EntryKind::Directory => Kind::Directory(std::collections::BTreeMap::new()),
@@ -250,9 +256,8 @@ fn spool_file<R: Read>(
     spool: &mut Spool,
     limits: &Limits,
     budget: &mut Limits,
-    progress: &dyn Progress,
 ) -> Result<spool::Content, ImportError> {
-    let mut buffer = vec![0; 128 << 10];
+    let mut buffer = vec![0; chunk(128 << 10, entry.size)];
     let mut file = spool.file();
     let whole = [(0, entry.size)];
     let map = entry.map.as_deref().unwrap_or(&whole);
@@ -261,9 +266,6 @@ fn spool_file<R: Read>(
         file.skip(offset - at).map_err(ImportError::Output)?;
         let mut left = length;
         while left > 0 {
-            if progress.cancelled() {
-                return Err(ImportError::Cancelled);
-            }
             let wanted = chunk(buffer.len(), left);
             let read = archive.read(&mut buffer[..wanted])?;
             left -= read as u64;
@@ -277,6 +279,30 @@ fn spool_file<R: Read>(
     }
     file.skip(entry.size - at).map_err(ImportError::Output)?;
     file.finish().map_err(ImportError::Output)
+}
+
+/// A stream that ends, with an error, at a limit or when nobody wants it any more.
+struct Guarded<'a, R> {
+    input: R,
+    left: u64,
+    limits: &'a Limits,
+    progress: &'a dyn Progress,
+}
+
+impl<R: Read> Read for Guarded<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.progress.cancelled() {
+            return Err(io::Error::other("the work was cancelled"));
+        }
+        if self.left == 0 && !buffer.is_empty() {
+            let most = ByteSize::bytes(self.limits.stream);
+            return Err(io::Error::other(format!("it has more than {most} when decompressed")));
+        }
+        let wanted = chunk(buffer.len(), self.left);
+        let length = self.input.read(&mut buffer[..wanted])?;
+        self.left -= length as u64;
+        Ok(length)
+    }
 }
 
 /// A new file that only this user reads.

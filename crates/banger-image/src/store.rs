@@ -12,20 +12,22 @@
 //! crash left in `staging` goes with [`Store::sweep`].
 
 mod manifest;
+mod object;
+mod staging;
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use banger_proto::{ByteSize, Digest};
 use banger_sys::durable::sync_dir;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sha2::{Digest as _, Sha256};
 
-use crate::Progress;
-pub use manifest::{BootModule, ImageManifest, KernelManifest, Package};
+pub use self::manifest::{BootModule, ImageManifest, KernelManifest, Package};
+pub use self::object::{Image, Kernel};
+use self::staging::protect;
+pub(crate) use self::staging::{Staging, chunk, digest_file};
 
 /// A manifest larger than this is not one of ours.
 const MAX_MANIFEST: u64 = 1 << 20;
@@ -71,102 +73,6 @@ pub enum StoreError {
     /// The caller asked for the work to end.
     #[error("the work was cancelled")]
     Cancelled,
-}
-
-/// An image of the store. Holding one does not keep it from being deleted: that is the daemon's book-keeping.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Image {
-    dir: PathBuf,
-    manifest: ImageManifest,
-}
-
-/// A kernel of the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kernel {
-    dir: PathBuf,
-    manifest: KernelManifest,
-}
-
-impl Image {
-    /// The ext4 file. Read-only.
-    pub fn path(&self) -> PathBuf {
-        self.dir.join(IMAGE_FILE)
-    }
-
-    /// The digest of the ext4 file.
-    pub fn digest(&self) -> &Digest {
-        &self.manifest.digest
-    }
-
-    /// The size of the file system in bytes.
-    pub fn size(&self) -> ByteSize {
-        self.manifest.size
-    }
-
-    /// What is recorded about it.
-    pub fn manifest(&self) -> &ImageManifest {
-        &self.manifest
-    }
-
-    /// Bytes of disk that it takes; holes take none.
-    pub fn disk_used(&self) -> Result<ByteSize, StoreError> {
-        disk_used(&self.dir)
-    }
-
-    /// Reads the whole file and compares its digest with the manifest's.
-    pub fn verify(&self, progress: &dyn Progress) -> Result<(), StoreError> {
-        check_file("image", &self.manifest.digest, &self.path(), &self.manifest.digest, progress)
-    }
-}
-
-impl Kernel {
-    /// The uncompressed ELF kernel.
-    pub fn vmlinux(&self) -> PathBuf {
-        self.dir.join(VMLINUX_FILE)
-    }
-
-    /// The modules drive: an ext4 file whose root is what belongs into `/lib/modules/<release>/`.
-    pub fn modules_drive(&self) -> PathBuf {
-        self.dir.join(MODULES_DRIVE_FILE)
-    }
-
-    /// The modules that the initrd loads, uncompressed, in load order.
-    pub fn boot_modules(&self) -> Vec<PathBuf> {
-        let dir = self.dir.join(BOOT_MODULES_DIR);
-        self.manifest.boot_modules.iter().map(|module| dir.join(&module.file)).collect()
-    }
-
-    /// What `uname -r` prints in its guests.
-    pub fn release(&self) -> &str {
-        &self.manifest.release
-    }
-
-    /// The digest of the uncompressed ELF.
-    pub fn digest(&self) -> &Digest {
-        &self.manifest.digest
-    }
-
-    /// What is recorded about it.
-    pub fn manifest(&self) -> &KernelManifest {
-        &self.manifest
-    }
-
-    /// Bytes of disk that it takes; holes take none.
-    pub fn disk_used(&self) -> Result<ByteSize, StoreError> {
-        disk_used(&self.dir)
-    }
-
-    /// Reads every file and compares its digest with the manifest's.
-    pub fn verify(&self, progress: &dyn Progress) -> Result<(), StoreError> {
-        let check =
-            |path: &Path, expected| check_file("kernel", &self.manifest.digest, path, expected, progress);
-        check(&self.vmlinux(), &self.manifest.digest)?;
-        check(&self.modules_drive(), &self.manifest.modules_digest)?;
-        for (module, path) in self.manifest.boot_modules.iter().zip(self.boot_modules()) {
-            check(&path, &module.digest)?;
-        }
-        Ok(())
-    }
 }
 
 impl Store {
@@ -321,100 +227,6 @@ impl Store {
     }
 }
 
-/// An object being built. What is not committed is removed with it.
-#[derive(Debug)]
-pub(crate) struct Staging {
-    dir: tempfile::TempDir,
-}
-
-impl Staging {
-    /// A directory for what the building needs and the object does not.
-    pub(crate) fn scratch(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// Where an image's ext4 file is built.
-    pub(crate) fn image_file(&self) -> PathBuf {
-        self.object().join(IMAGE_FILE)
-    }
-
-    /// Where a kernel's ELF is built.
-    pub(crate) fn vmlinux(&self) -> PathBuf {
-        self.object().join(VMLINUX_FILE)
-    }
-
-    /// Where a kernel's modules drive is built.
-    pub(crate) fn modules_drive(&self) -> PathBuf {
-        self.object().join(MODULES_DRIVE_FILE)
-    }
-
-    /// Where a kernel's boot modules go; the kernel's build makes it.
-    pub(crate) fn boot_modules(&self) -> PathBuf {
-        self.object().join(BOOT_MODULES_DIR)
-    }
-
-    fn object(&self) -> PathBuf {
-        self.dir.path().join("object")
-    }
-
-    /// Syncs and write-protects the files, writes the manifest and syncs the directory.
-    fn seal(&self, files: &[&str], manifest: &impl Serialize) -> Result<(), StoreError> {
-        let object = self.object();
-        for file in files {
-            protect(&object.join(file))?;
-        }
-        let path = object.join(MANIFEST_FILE);
-        let text = serde_json::to_vec_pretty(manifest)
-            .map_err(|source| StoreError::Manifest { path: path.clone(), source })?;
-        banger_sys::durable::replace(&path, &text, 0o400).map_err(at("write", &path))
-    }
-}
-
-/// The SHA-256 digest and the size in bytes of a file, from its beginning. Holes are not read: an image is mostly
-/// holes, and the kernel would make a page for every 4 KiB of them.
-pub(crate) fn digest_file(path: &Path, progress: &dyn Progress) -> Result<(Digest, u64), StoreError> {
-    use rustix::fs::{SeekFrom, seek};
-    let file = File::open(path).map_err(at("open", path))?;
-    let total = file.metadata().map_err(at("look at", path))?.len();
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let zeros = vec![0; 1 << 20];
-    let mut done = 0;
-    while done < total {
-        // ENXIO: there is no more data up to the end (lseek(2)).
-        let data = match seek(&file, SeekFrom::Data(done)) {
-            Err(rustix::io::Errno::NXIO) => total,
-            found => found.map_err(|errno| at("read", path)(errno.into()))?.min(total),
-        };
-        let end = match seek(&file, SeekFrom::Hole(data)) {
-            Err(rustix::io::Errno::NXIO) => total,
-            found => found.map_err(|errno| at("read", path)(errno.into()))?.min(total),
-        };
-        while done < end {
-            if progress.cancelled() {
-                return Err(StoreError::Cancelled);
-            }
-            let hole = done < data;
-            let wanted = chunk(buffer.len(), if hole { data } else { end } - done);
-            let bytes = if hole {
-                &zeros[..wanted]
-            } else {
-                file.read_exact_at(&mut buffer[..wanted], done).map_err(at("read", path))?;
-                &buffer[..wanted]
-            };
-            hash.update(bytes);
-            done += wanted as u64;
-            progress.bytes(done, total);
-        }
-    }
-    Ok((Digest::from_sha256(hash.finalize().into()), done))
-}
-
-/// How much of `left` bytes fits into a buffer.
-pub(crate) fn chunk(buffer: usize, left: u64) -> usize {
-    usize::try_from(left).map_or(buffer, |left| left.min(buffer))
-}
-
 /// Whether a text is one plain file name.
 pub(crate) fn is_file_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
@@ -423,12 +235,6 @@ pub(crate) fn is_file_name(name: &str) -> bool {
 fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Io { doing, path, source }
-}
-
-fn protect(path: &Path) -> Result<(), StoreError> {
-    let file = File::open(path).map_err(at("open", path))?;
-    file.set_permissions(fs::Permissions::from_mode(0o400)).map_err(at("protect", path))?;
-    file.sync_all().map_err(at("sync", path))
 }
 
 fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
@@ -494,34 +300,6 @@ fn check_object(
         }
     }
     Ok(())
-}
-
-fn check_file(
-    kind: &'static str,
-    digest: &Digest,
-    path: &Path,
-    expected: &Digest,
-    progress: &dyn Progress,
-) -> Result<(), StoreError> {
-    let (found, _) = digest_file(path, progress)?;
-    if found == *expected {
-        return Ok(());
-    }
-    let why = format!("{} has the digest {found}", path.display());
-    Err(StoreError::Damaged { kind, digest: digest.clone(), why })
-}
-
-/// Bytes of disk below a directory, counted in blocks as stat(2) does.
-fn disk_used(dir: &Path) -> Result<ByteSize, StoreError> {
-    let mut bytes = 0;
-    for path in list(dir)? {
-        let found = fs::symlink_metadata(&path).map_err(at("look at", &path))?;
-        bytes += found.blocks() * 512;
-        if found.is_dir() {
-            bytes += disk_used(&path)?.as_bytes();
-        }
-    }
-    Ok(ByteSize::bytes(bytes))
 }
 
 #[cfg(test)]

@@ -57,7 +57,6 @@ pub const IMAGES: &[ImageRecipe] = &[
             "kmod",
             "less",
             "libpam-systemd",
-            "locales-all",
             "nano",
             "netbase",
             "openssh-server",

@@ -18,13 +18,24 @@ const BLOCK: usize = 512;
 const MAX_NAME: u64 = 4096;
 /// Data segments of one sparse file.
 const MAX_SEGMENTS: usize = 1 << 20;
+/// Bytes of extended headers that hold for all entries: they are looked at for each.
+const MAX_GLOBAL: u64 = 16 << 10;
+/// Sizes beyond this are no sizes, and would not fit into what is computed with them.
+const MAX_SIZE: u64 = 1 << 60;
+
+/// Pieces of a sparse file: offset and length.
+type Segments = Vec<(u64, u64)>;
 
 /// Why an archive is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
     /// Reading or decompressing failed.
-    #[error("the archive cannot be read")]
-    Io(#[source] io::Error),
+    #[error("the archive cannot be read{}", named(entry))]
+    Io {
+        entry: String,
+        #[source]
+        source: io::Error,
+    },
     /// No bytes at all.
     #[error("the archive is empty")]
     Empty,
@@ -78,7 +89,7 @@ pub(crate) struct Entry {
     /// Size of a file with its holes.
     pub(crate) size: u64,
     /// Where the content's bytes belong, for a sparse file: offset and length, ascending.
-    pub(crate) map: Option<Vec<(u64, u64)>>,
+    pub(crate) map: Option<Segments>,
 }
 
 impl Entry {
@@ -97,12 +108,22 @@ pub(crate) struct TarReader<R> {
     /// Bytes after the content up to the next block.
     padding: u64,
     globals: Records,
+    /// Bytes of extended headers that global records may still have.
+    globals_left: u64,
     name: String,
 }
 
 impl<R: Read> TarReader<R> {
     pub(crate) fn new(input: R) -> Self {
-        Self { input, at: 0, left: 0, padding: 0, globals: Records::default(), name: String::new() }
+        Self {
+            input,
+            at: 0,
+            left: 0,
+            padding: 0,
+            globals: Records::default(),
+            globals_left: MAX_GLOBAL,
+            name: String::new(),
+        }
     }
 
     /// Bytes of the archive read so far.
@@ -115,6 +136,7 @@ impl<R: Read> TarReader<R> {
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip_content()?;
         let mut own = Records::default();
+        let mut own_left = MAX_EXTENSION;
         let mut long_path = None;
         let mut long_link = None;
         loop {
@@ -125,11 +147,13 @@ impl<R: Read> TarReader<R> {
             let size = header.entry_size().map_err(|_| self.refuse("its size is no number"))?;
             match header.entry_type() {
                 EntryType::XHeader => {
-                    let text = self.extension(size, MAX_EXTENSION)?;
+                    let text = self.extension(size, own_left)?;
+                    own_left -= size;
                     own.parse(&text).map_err(|why| self.refuse(why))?;
                 }
                 EntryType::XGlobalHeader => {
-                    let text = self.extension(size, MAX_EXTENSION)?;
+                    let text = self.extension(size, self.globals_left)?;
+                    self.globals_left -= size;
                     let mut globals = std::mem::take(&mut self.globals);
                     globals.parse(&text).map_err(|why| self.refuse(why))?;
                     self.globals = globals;
@@ -208,6 +232,9 @@ impl<R: Read> TarReader<R> {
                 return Err(refused(format!("entries of type '{kind}' are not read")));
             }
         };
+        if stored > MAX_SIZE {
+            return Err(refused(format!("its size of {stored} bytes is none")));
+        }
         if kind != EntryKind::File {
             // Only files have content; some writers leave a size in other headers all the same.
             stored = 0;
@@ -240,7 +267,7 @@ impl<R: Read> TarReader<R> {
         header: &Header,
         records: &Records,
         stored: u64,
-    ) -> Result<(Option<Vec<(u64, u64)>>, u64), TarError> {
+    ) -> Result<(Option<Segments>, u64), TarError> {
         let number = |key| records.number(key).map_err(|why| self.refuse(why));
         let real = match number("GNU.sparse.realsize")? {
             None => number("GNU.sparse.size")?,
@@ -272,7 +299,7 @@ impl<R: Read> TarReader<R> {
     }
 
     /// The old GNU format: four segments in the header, 21 in each extension block that follows it.
-    fn old_sparse_map(&mut self, header: &Header, stored: u64) -> Result<Vec<(u64, u64)>, TarError> {
+    fn old_sparse_map(&mut self, header: &Header, stored: u64) -> Result<Segments, TarError> {
         let Some(gnu) = header.as_gnu() else { return Err(self.refuse("its sparse header is not GNU's")) };
         let mut map = Vec::new();
         self.segments(&gnu.sparse, &mut map)?;
@@ -287,7 +314,7 @@ impl<R: Read> TarReader<R> {
         Ok(map)
     }
 
-    fn segments(&self, found: &[GnuSparseHeader], map: &mut Vec<(u64, u64)>) -> Result<(), TarError> {
+    fn segments(&self, found: &[GnuSparseHeader], map: &mut Segments) -> Result<(), TarError> {
         for segment in found.iter().filter(|segment| !segment.is_empty()) {
             match (segment.offset(), segment.length()) {
                 (Ok(offset), Ok(length)) if map.len() < MAX_SEGMENTS => map.push((offset, length)),
@@ -298,7 +325,7 @@ impl<R: Read> TarReader<R> {
     }
 
     /// Format 1.0: the content begins with the map, decimal lines padded to a block.
-    fn inline_map(&mut self) -> Result<Vec<(u64, u64)>, TarError> {
+    fn inline_map(&mut self) -> Result<Segments, TarError> {
         let mut line = Vec::new();
         let mut numbers: Vec<u64> = Vec::new();
         let mut expected = None;
@@ -315,7 +342,7 @@ impl<R: Read> TarReader<R> {
                 if expected == Some(numbers.len()) {
                     break;
                 }
-                if byte != b'\n' {
+                if byte != b'\n' && line.len() < 20 {
                     line.push(byte);
                     continue;
                 }
@@ -401,7 +428,11 @@ impl<R: Read> TarReader<R> {
 
     /// A decompressor that misses its stream's end says so by this kind.
     fn io(&self, error: io::Error) -> TarError {
-        if error.kind() == io::ErrorKind::UnexpectedEof { self.truncated() } else { TarError::Io(error) }
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            self.truncated()
+        } else {
+            TarError::Io { entry: self.name.clone(), source: error }
+        }
     }
 
     fn truncated(&self) -> TarError {
@@ -434,7 +465,7 @@ fn until_nul(mut text: Vec<u8>) -> Vec<u8> {
     text
 }
 
-fn pairs(numbers: &[u64]) -> Vec<(u64, u64)> {
+fn pairs(numbers: &[u64]) -> Segments {
     numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
 }
 

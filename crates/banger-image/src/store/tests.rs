@@ -1,6 +1,7 @@
 //! The store's promises, on a temporary directory.
 
 use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use banger_proto::{ByteSize, Digest};
 
