@@ -88,8 +88,33 @@ fn lines(report: &ErrorReport) -> Vec<Line> {
     let mut lines = vec![Line::Error(report.message.clone())];
     lines.extend(report.causes.iter().cloned().map(Line::Cause));
     lines.extend(report.hints.iter().cloned().map(Line::Hint));
+    if report.hints.is_empty() {
+        lines.push(Line::Hint(next_step(report.code).to_owned()));
+    }
     lines.extend(report.operation.iter().map(|operation| Line::Operation(operation.to_string())));
     lines
+}
+
+/// The next command where nobody named a better one.
+const fn next_step(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::InvalidInput | ErrorCode::NotBuilt => "what can be given: banger COMMAND --help",
+        ErrorCode::NotFound | ErrorCode::Ambiguous | ErrorCode::WrongState | ErrorCode::AlreadyExists => {
+            "what there is: banger ps, banger image list, banger kernel list"
+        }
+        ErrorCode::ImageMissing => "what there is: banger image list",
+        ErrorCode::KernelMissing => "what there is: banger kernel list --available",
+        ErrorCode::InUse => "what uses it: banger ps",
+        ErrorCode::PermissionDenied | ErrorCode::HostUnsupported | ErrorCode::ResourceExhausted => {
+            "what this host lacks: banger doctor"
+        }
+        ErrorCode::VmmFailed | ErrorCode::GuestFailed | ErrorCode::TimedOut => {
+            "what happened: banger vm logs NAME, banger daemon logs"
+        }
+        ErrorCode::Cancelled | ErrorCode::Interrupted | ErrorCode::StoreUnusable | ErrorCode::Internal => {
+            "what happened: banger daemon logs"
+        }
+    }
 }
 
 impl From<ErrorReport> for CliError {

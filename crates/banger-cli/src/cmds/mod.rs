@@ -9,6 +9,8 @@ mod kernel;
 mod version;
 mod vm;
 
+use banger_config::Config;
+use banger_sys::paths::Paths;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::context::Context;
@@ -66,9 +68,13 @@ enum Noun {
     Completion(completion::Completion),
 }
 
-/// The whole command line, with the defaults of this host and this user in the help.
+/// The whole command line, with the defaults of this host and this user in the help. A configuration that is not
+/// usable changes nothing here: it is an error of the command that needs it.
 pub(crate) fn command() -> clap::Command {
-    vm::with_defaults(Cli::command())
+    match Paths::for_user().ok().and_then(|paths| Config::load(&paths.config).ok()) {
+        Some(config) => vm::with_defaults(Cli::command(), &config),
+        None => Cli::command(),
+    }
 }
 
 impl Cli {
@@ -99,6 +105,39 @@ impl Cli {
             Noun::Doctor(doctor) => doctor.run(context).await,
             Noun::Version(version) => version.run(context).await,
             Noun::Completion(completion) => completion.run(context),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use banger_config::Host;
+    use banger_proto::ByteSize;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// The whole tree, short and long, on a host of 8 CPUs and 16 GiB.
+    #[test]
+    fn help() {
+        let host = Host { cpus: 8, memory: ByteSize::mib(16 * 1024) };
+        let config = Config::parse("/c.toml".as_ref(), "", host).unwrap();
+        let mut command = vm::with_defaults(Cli::command(), &config).term_width(100);
+        command.build();
+        let mut text = String::new();
+        add(&mut command, &mut text);
+        insta::assert_snapshot!(text);
+    }
+
+    fn add(command: &mut clap::Command, text: &mut String) {
+        let name = command.get_bin_name().unwrap_or("banger").to_owned();
+        text.push_str(&format!("=== {name} -h\n{}\n", command.render_help()));
+        text.push_str(&format!("=== {name} --help\n{}\n", command.render_long_help()));
+        for inner in command.get_subcommands_mut() {
+            add(inner, text);
         }
     }
 }

@@ -4,7 +4,6 @@ use banger_config::{Config, Origin, Setting};
 use banger_proto::daemon::{JobResult, Request, StartOptions, VmInfo};
 use banger_proto::spec::Wait;
 use banger_proto::{ByteSize, ErrorCode, ImageName, KernelName, VmName, VmSpec, catalog::ImageRecipe};
-use banger_sys::paths::Paths;
 use clap::{Args, ValueEnum};
 
 use crate::build;
@@ -180,15 +179,11 @@ async fn try_to_make(
     }
 }
 
-/// The command line with the defaults of this host and this user in the help of `run` and `create`. A configuration
-/// that is not usable changes nothing here: it is an error of the command.
-pub(in crate::cmds) fn with_defaults(command: clap::Command) -> clap::Command {
-    let Some(config) = Paths::for_user().ok().and_then(|paths| Config::load(&paths.config).ok()) else {
-        return command;
-    };
+/// The command line with these defaults in the help of `run` and `create`.
+pub(in crate::cmds) fn with_defaults(command: clap::Command, config: &Config) -> clap::Command {
     command.mut_subcommand("vm", |vm| {
-        vm.mut_subcommand("run", |run| described(run, &config))
-            .mut_subcommand("create", |create| described(create, &config))
+        vm.mut_subcommand("run", |run| described(run, config))
+            .mut_subcommand("create", |create| described(create, config))
     })
 }
 

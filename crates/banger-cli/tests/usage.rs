@@ -1,0 +1,162 @@
+//! What is refused without a daemon: exit status, streams, and the sentence.
+
+use assert_cmd::Command;
+use std::path::Path;
+
+/// banger in an environment of its own, where no daemon can be started.
+fn banger(dir: &Path) -> Command {
+    let mut command = Command::cargo_bin("banger").unwrap();
+    command
+        .env_clear()
+        .env("HOME", dir)
+        .env("PATH", "/usr/bin:/bin")
+        .env("BANGER_RUNTIME_DIR", dir.join("run"))
+        .env("BANGER_STATE_DIR", dir.join("state"))
+        .env("BANGER_CACHE_DIR", dir.join("cache"))
+        .env("BANGER_CONFIG", dir.join("config.toml"))
+        .env("BANGER_DAEMON", "/nonexistent/bangerd")
+        .current_dir(dir);
+    command
+}
+
+/// Runs it and returns status, stdout and stderr.
+fn run(dir: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = banger(dir).args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn usage_is_2_and_125_where_a_guest_command_is_run() {
+    let dir = tempfile::tempdir().unwrap();
+    for (args, status, says) in [
+        (&["--frobnicate"][..], 2, "--frobnicate"),
+        (&["vm", "frobnicate"], 2, "frobnicate"),
+        (&["vm"], 2, "Usage"),
+        (&[], 2, "Usage"),
+        (&["vm", "run", "--vcpu", "0"], 2, "--vcpu"),
+        (&["vm", "run", "--vcpu", "0", "--", "true"], 125, "--vcpu"),
+        (&["vm", "run", "--name", "Not_Good", "--", "true"], 125, "a-z, 0-9"),
+        (&["vm", "run", "--name", "-x", "--", "true"], 125, "-x"),
+        (&["vm", "create", "--memory", "nonsense"], 2, "nonsense"),
+        (&["vm", "create", "--memory", "1KiB"], 2, "memory"),
+        (&["vm", "create", "--disk-size", "0"], 2, "disk"),
+        (&["vm", "create", "--wait", "sometime"], 2, "sometime"),
+        (&["vm", "create", "--timeout", "0"], 2, "0"),
+        (&["vm", "exec", "box"], 125, "CMD"),
+        (&["vm", "exec"], 125, "Usage"),
+        (&["vm", "run", "-d", "--rm"], 2, "do not go together"),
+        (&["vm", "run", "-d", "--", "true"], 125, "do not go together"),
+        (&["vm", "run", "-d", "-it"], 2, "-d goes with neither"),
+        (&["vm", "run", "--workdir", "srv", "--", "true"], 125, "absolute"),
+        (&["vm", "run", "-e", "=x", "--", "true"], 125, "NAME=VALUE"),
+    ] {
+        let (code, out, err) = run(dir.path(), args);
+        assert_eq!(code, status, "{args:?}: {err}");
+        assert!(out.is_empty(), "{args:?} printed {out}");
+        assert!(err.contains(says), "{args:?} does not say {says:?}: {err}");
+        assert!(err.contains("hint") || err.contains("--help"), "{args:?} has no hint: {err}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was made");
+}
+
+#[test]
+fn failures_are_1_and_125() {
+    let dir = tempfile::tempdir().unwrap();
+    for (args, status, says) in [
+        (&["vm", "list"][..], 1, "/nonexistent/bangerd"),
+        (&["vm", "exec", "box", "--", "true"], 125, "/nonexistent/bangerd"),
+        (&["vm", "run", ".", "--", "true"], 125, "not in the working tree of a git repository"),
+        (&["vm", "run", "./none", "--", "true"], 125, "No such file"),
+        (&["image", "build", "no-such"], 1, "debian-bookworm"),
+        (&["image", "register", "x", "/no/such"], 1, "/no/such"),
+        (&["image", "register", "x", "."], 1, "not a regular file"),
+    ] {
+        let (code, out, err) = run(dir.path(), args);
+        assert_eq!((code, out.as_str()), (status, ""), "{args:?}: {err}");
+        assert!(err.starts_with("error: ") && err.contains(says), "{args:?}: {err}");
+        assert!(err.contains("hint: "), "{args:?} has no hint: {err}");
+    }
+}
+
+#[test]
+fn a_runtime_directory_that_others_may_enter_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = dir.path().join("run");
+    std::fs::create_dir(&runtime).unwrap();
+    std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o755)).unwrap();
+    for (args, status) in [(&["ps"][..], 1), (&["vm", "run", "--rm", "--", "true"], 125), (&["doctor"], 1)] {
+        let (code, out, err) = run(dir.path(), args);
+        assert_eq!(code, status, "{err}");
+        assert!(format!("{out}{err}").contains("others may enter it"), "{out}{err}");
+    }
+}
+
+#[test]
+fn a_bad_configuration_names_every_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.toml");
+    std::fs::write(&path, "loglevel = 1\n\nvmm = \"firecracker\"\n").unwrap();
+    for (args, status) in [(&["config", "check"][..], 1), (&["vm", "run", "--", "true"], 125)] {
+        let (code, _, err) = run(dir.path(), args);
+        assert_eq!(code, status, "{err}");
+        assert!(err.contains("config.toml:1: unknown key 'loglevel'; did you mean 'log_level'?"), "{err}");
+        assert!(err.contains("config.toml:3: 'vmm' cannot be \"firecracker\""), "{err}");
+    }
+    // Its help is not in the way of mending it.
+    assert_eq!(run(dir.path(), &["vm", "run", "--help"]).0, 0);
+}
+
+#[test]
+fn what_needs_no_daemon_works_without_one() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.toml"), "[vm_defaults]\nvcpu = 3\nmemory_mib = 512\n").unwrap();
+    let (code, out, _) = run(dir.path(), &["config", "show"]);
+    assert_eq!(code, 0);
+    assert!(
+        out.lines().any(|line| line.split_whitespace().eq(["vm_defaults.vcpu", "3", "config,", "line", "2"])),
+        "{out}"
+    );
+    let (code, out, _) = run(dir.path(), &["config", "path"]);
+    assert_eq!((code, out), (0, format!("{}\n", dir.path().join("config.toml").display())));
+    let (code, out, _) = run(dir.path(), &["vm", "run", "-h"]);
+    assert!(code == 0 && out.contains("[default: 3, from the configuration]"), "{out}");
+    let (code, out, _) = run(dir.path(), &["daemon", "status", "--json"]);
+    assert!(code == 1 && out.contains("\"running\": false"), "{out}");
+    assert_eq!(run(dir.path(), &["daemon", "stop"]).0, 0);
+    let (code, out, _) = run(dir.path(), &["version"]);
+    assert!(code == 0 && out.contains("bangerd does not run"), "{out}");
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, out, _) = run(dir.path(), &["completion", shell]);
+        assert!(code == 0 && out.contains("COMPLETE"), "{shell}: {out}");
+    }
+    let left: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["config.toml"], "something was made");
+}
+
+#[test]
+fn completion_offers_names_and_starts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = banger(dir.path())
+        .env("COMPLETE", "fish")
+        .args(["--", "banger", "image", "build", "deb"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("debian-bookworm-minimal"), "{text}");
+    let output =
+        banger(dir.path()).env("COMPLETE", "fish").args(["--", "banger", "vm", "show", ""]).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was made");
+}
+
+#[test]
+fn colour_is_for_terminals_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [&["doctor"][..], &["vm", "list"], &["--frobnicate"]] {
+        let (_, out, err) = run(dir.path(), args);
+        assert!(!out.contains('\u{1b}') && !err.contains('\u{1b}'), "{args:?}: {out}{err}");
+    }
+}
