@@ -1,4 +1,5 @@
 //! What is refused without a daemon: exit status, streams, and the sentence.
+#![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
 use assert_cmd::Command;
 use std::path::Path;

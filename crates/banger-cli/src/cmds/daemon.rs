@@ -151,7 +151,10 @@ impl Logs {
         let from = if self.lines == 0 { 0 } else { lines.len().saturating_sub(self.lines) };
         let tail: String = lines[from..].iter().map(|line| format!("{line}\n")).collect();
         context.ui.data(&tail)?;
-        while self.follow {
+        if !self.follow {
+            return Ok(0);
+        }
+        loop {
             tokio::time::sleep(LOOK).await;
             bytes.clear();
             file.read_to_end(&mut bytes).map_err(doing())?;
@@ -163,6 +166,5 @@ impl Logs {
                 file.seek(SeekFrom::Start(0)).map_err(doing())?;
             }
         }
-        Ok(0)
     }
 }

@@ -33,8 +33,8 @@ use crate::error::CliError;
         banger vm run --rm ./repo -- make test the tracked files of a repository, and a command on them\n  \
         banger ps                              the VMs there are\n  \
         banger doctor                          what this host lacks, and how to mend it\n\n\
-        Exit status: a guest command's own, and 125 for a failure of banger's; without a guest command 2 for wrong\n\
-        usage, 1 for a failure, 130 when interrupted."
+        Exit status: a guest command's own, and 125 for a failure of banger's; without a guest command 2 for \
+        wrong usage, 1 for a failure, 130 when interrupted."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
