@@ -309,3 +309,6 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PullE
     let path = path.to_owned();
     move |source| PullError::Io { doing, path, source }
 }
+
+#[cfg(test)]
+mod tests;
