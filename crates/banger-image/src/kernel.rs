@@ -182,6 +182,7 @@ fn install(
     progress.stage("make the modules drive");
     let places = ["lib/modules", "usr/lib/modules"];
     let modules = places.iter().find_map(|place| tree.find(format!("{place}/{release}").as_bytes()));
+    let modules = modules.filter(|id| matches!(tree.node(*id).kind, Kind::Directory(_)));
     let modules = modules.ok_or_else(|| unusable(format!("it has no modules for {release}")))?;
     let mut modules = tree.rooted_at(modules);
     let host_root = staging.scratch().join("root");

@@ -61,16 +61,6 @@ fn check(fill: impl FnOnce(&Path), expected: &str) {
 #[test]
 fn a_package_needs_one_kernel_with_its_modules() {
     check(|_| {}, "it has no /boot");
-    let two =
-        |root: &Path| ["1", "2"].map(|name| fs::write(root.join("boot/vmlinuz-").join(name), b"")).len();
-    // A path below a name that ends with a dash: not a kernel but a directory.
-    check(
-        |root| {
-            fs::create_dir(root.join("boot/vmlinuz-")).unwrap();
-            two(root);
-        },
-        "its release is no release of a kernel",
-    );
     check(
         |root| {
             fs::write(root.join("boot/vmlinuz-1"), b"").unwrap();
@@ -93,7 +83,7 @@ fn modules_behind_a_link_are_never_followed() {
             fs::create_dir_all(root.join("lib/modules")).unwrap();
             symlink(outside.path(), root.join("lib/modules/6.1")).unwrap();
         },
-        "",
+        "it has no modules for 6.1",
     );
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
 }
