@@ -13,7 +13,7 @@
 //! kept in a cache by the digest of everything that goes in, so a file there is right or not there.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -21,8 +21,7 @@ use banger_sys::durable::sync_dir;
 use cpio::newc;
 use sha2::{Digest as _, Sha256};
 
-use crate::store::{StoreError, digest_file};
-use crate::{Kernel, Silent};
+use crate::Kernel;
 
 /// Changes whenever the same inputs give other bytes.
 const FORMAT: &str = "banger initrd 1";
@@ -38,12 +37,9 @@ const CHARACTER: u32 = 0o020_600;
 /// Why there is no initrd.
 #[derive(Debug, thiserror::Error)]
 pub enum InitrdError {
-    /// One of its inputs could not be read.
-    #[error("cannot read what goes into the initrd")]
-    Input(#[source] StoreError),
     /// A file is too large.
-    #[error("{} has {size} bytes, {MAX_FILE} are the most in an initrd", path.display())]
-    TooLarge { path: PathBuf, size: u64 },
+    #[error("{} has more than {MAX_FILE} bytes, the most in an initrd", path.display())]
+    TooLarge { path: PathBuf },
     /// It could not be written.
     #[error("cannot {doing} {}", path.display())]
     Io {
@@ -58,10 +54,14 @@ pub enum InitrdError {
 /// harmless: both write the same bytes, and a rename decides.
 pub fn ensure_initrd(cache: &Path, kernel: &Kernel, agent: &Path) -> Result<PathBuf, InitrdError> {
     let modules = kernel.boot_modules();
-    let (agent_digest, size) = digest_file(agent, &Silent).map_err(InitrdError::Input)?;
-    if size > MAX_FILE {
-        return Err(InitrdError::TooLarge { path: agent.to_owned(), size });
+    // Read once: what is hashed is what is written, also while somebody replaces the file.
+    let mut agent_bytes = Vec::new();
+    let file = File::open(agent).map_err(at("open", agent))?;
+    file.take(MAX_FILE + 1).read_to_end(&mut agent_bytes).map_err(at("read", agent))?;
+    if agent_bytes.len() as u64 > MAX_FILE {
+        return Err(InitrdError::TooLarge { path: agent.to_owned() });
     }
+    let agent_digest = banger_proto::Digest::from_sha256(Sha256::digest(&agent_bytes).into());
     let mut key = Sha256::new();
     for part in [FORMAT, kernel.digest().as_str(), agent_digest.as_str()] {
         key.update(part);
@@ -77,20 +77,20 @@ pub fn ensure_initrd(cache: &Path, kernel: &Kernel, agent: &Path) -> Result<Path
     }
     DirBuilder::new().recursive(true).mode(0o700).create(cache).map_err(at("make", cache))?;
     let temporary = tempfile::NamedTempFile::new_in(cache).map_err(at("write in", cache))?;
-    let written = write(temporary.as_file(), agent, &modules);
+    let written = write(temporary.as_file(), &agent_bytes, &modules);
     written.and_then(|()| temporary.as_file().sync_all()).map_err(at("write", &path))?;
     temporary.persist(&path).map_err(|error| at("write", &path)(error.error))?;
     sync_dir(cache).map_err(at("sync", cache))?;
     Ok(path)
 }
 
-fn write(file: &File, agent: &Path, modules: &[PathBuf]) -> io::Result<()> {
+fn write(file: &File, agent: &[u8], modules: &[PathBuf]) -> io::Result<()> {
     let mut archive = Archive { out: BufWriter::with_capacity(1 << 20, file), inode: 0 };
     for directory in DIRECTORIES {
         archive.entry(directory, DIRECTORY, 2, &[])?;
     }
     archive.console()?;
-    archive.entry("init", EXECUTABLE, 1, &fs::read(agent)?)?;
+    archive.entry("init", EXECUTABLE, 1, agent)?;
     let mut order = String::new();
     for path in modules {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -134,20 +134,18 @@ fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InitrdError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
 
     #[test]
     fn the_archive_holds_what_was_promised_and_is_the_same_every_time() {
         let dir = tempfile::tempdir().unwrap();
-        let agent = dir.path().join("agent");
-        fs::write(&agent, b"\x7fELF agent").unwrap();
+        let agent = b"\x7fELF agent";
         let modules = [dir.path().join("b.ko"), dir.path().join("a.ko")];
         for (index, module) in modules.iter().enumerate() {
             fs::write(module, vec![index as u8; 5]).unwrap();
         }
         let build = || {
             let path = dir.path().join("initrd");
-            write(&File::create(&path).unwrap(), &agent, &modules).unwrap();
+            write(&File::create(&path).unwrap(), agent, &modules).unwrap();
             fs::read(&path).unwrap()
         };
         let bytes = build();

@@ -113,6 +113,8 @@ const CUSTOMIZE: &[&str] = &[
     r#": > "$1"/etc/machine-id; rm -f "$1"/var/lib/dbus/machine-id "$1"/var/lib/systemd/random-seed"#,
     r#"rm -f "$1"/etc/hostname "$1"/etc/resolv.conf; echo localhost > "$1"/etc/hostname"#,
     r#"printf '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n' > "$1"/etc/hosts"#,
+    // docker starts at its first use, by its socket: started at every boot it would make each slower by seconds.
+    r#"test ! -e "$1"/lib/systemd/system/docker.service || chroot "$1" systemctl -q disable docker.service containerd.service"#,
 ];
 
 /// The lines of sources.list for a suite of Debian: itself, its updates and its security fixes, signed by Debian's
