@@ -1,0 +1,334 @@
+//! A daemon with one VM and its agent, in this process: it holds the VM, its lease and its sessions, and cuts connections
+//! as often as a test wants. The agent's end of the channel is the real one (`SessionTable`); commands are a few words that
+//! it understands by itself.
+
+use std::collections::BTreeMap;
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use banger_proto::SessionId;
+use banger_proto::channel::{Decoder, Limits, OUTBOX_TARGET, Outbox, ServerEvent, SessionTable, Stream};
+use banger_proto::guest::{Control, ExitStatus, GuestFailure, GuestFailureCode, Open, Outcome};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
+use serde_json::{Value, json};
+
+/// What the fake knows and what it was asked.
+#[derive(Default)]
+pub(crate) struct State {
+    /// Whether the VM exists.
+    pub(crate) exists: bool,
+    /// Methods called, without the interface.
+    pub(crate) calls: Vec<String>,
+    /// Parameters of the last `VmCreate`.
+    pub(crate) spec: Value,
+    /// The other end of the lease.
+    pub(crate) lease: Option<OwnedFd>,
+    /// A session's connection is cut after so many bytes, again and again.
+    pub(crate) cut_after: Option<usize>,
+    /// The daemon's own connection is cut with it.
+    pub(crate) cut_daemon: bool,
+    /// Connections that sessions had.
+    pub(crate) attached: usize,
+    /// What `Unpack` received.
+    pub(crate) unpacked: Vec<u8>,
+    /// Variables and directory of the last command.
+    pub(crate) request: Value,
+}
+
+/// Everything that lives as long as the guest.
+struct Guest {
+    table: SessionTable,
+    running: BTreeMap<SessionId, Running>,
+}
+
+/// A command.
+struct Running {
+    open: Open,
+    /// Bytes that are to be written to standard output, generated as they go.
+    pattern: std::ops::Range<usize>,
+    echo: Vec<u8>,
+    ended: bool,
+    status: Option<Outcome>,
+}
+
+/// The fake.
+pub(crate) struct Fake {
+    pub(crate) state: Arc<Mutex<State>>,
+}
+
+/// Byte number `at` of the pattern that `count` prints.
+pub(crate) fn pattern(at: usize) -> u8 {
+    (at.wrapping_mul(31) >> 3) as u8
+}
+
+impl Fake {
+    /// Listens where `banger` looks for its daemon.
+    pub(crate) fn start(runtime: &Path) -> Self {
+        std::fs::create_dir_all(runtime).unwrap();
+        std::fs::set_permissions(runtime, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let listener = UnixListener::bind(runtime.join("bangerd.sock")).unwrap();
+        let state = Arc::new(Mutex::new(State::default()));
+        let guest = Arc::new(Mutex::new(Guest {
+            table: SessionTable::new(Limits::default()),
+            running: BTreeMap::new(),
+        }));
+        let fake = Self { state: state.clone() };
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (state, guest) = (state.clone(), guest.clone());
+                std::thread::spawn(move || serve(&stream.unwrap(), &state, &guest));
+            }
+        });
+        fake
+    }
+}
+
+fn vm() -> Value {
+    json!({
+        "id": "0123456789ab", "name": "box", "state": "running", "image": "tiny", "kernel": "k",
+        "image_digest": format!("sha256:{}", "0".repeat(64)), "vcpus": 1, "memory": 1 << 30, "disk": 1 << 30,
+        "disk_used": 0, "disk_strategy": "qcow2", "nat": true, "ephemeral": false, "created_at": 0,
+        "console_log": "/c",
+    })
+}
+
+fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest>>) {
+    while let Some((call, mut fds)) = receive(stream) {
+        let method = call["method"].as_str().unwrap().rsplit('.').next().unwrap().to_owned();
+        let parameters = call["parameters"].clone();
+        state.lock().unwrap().calls.push(method.clone());
+        let key = json!({"id": "0123456789ab", "name": "box"});
+        let gone = json!({"error": "dev.banger.Daemon.Failed", "parameters":
+            {"code": "not_found", "message": "there is no such VM"}});
+        match method.as_str() {
+            "GetInfo" => reply(
+                stream,
+                json!({"vendor": "v", "product": "p", "version": "0.1.0", "url": "u", "interfaces": []}),
+            ),
+            "VmCreate" => {
+                let mut state = state.lock().unwrap();
+                state.exists = true;
+                state.spec = parameters["spec"].clone();
+                state.lease = fds.pop();
+                reply(stream, json!({"job": "00000000000a", "vm": key}));
+            }
+            "VmHold" => {
+                state.lock().unwrap().lease = fds.pop();
+                reply(stream, json!({}));
+            }
+            "VmDelete" => {
+                state.lock().unwrap().exists = false;
+                reply(stream, json!({"job": "00000000000d", "vm": key}));
+            }
+            "JobWatch" => {
+                let result = match parameters["job"].as_str().unwrap() {
+                    "00000000000d" => json!({"outcome": "vm_deleted", "vm": key}),
+                    _ => json!({"outcome": "vm", "vm": vm()}),
+                };
+                let stage = json!({"seq": 1, "at_ms": 0, "event": "stage", "text": "boot"});
+                let note = json!({"seq": 2, "at_ms": 0, "event": "note", "text": "it is slow"});
+                let end = json!({"seq": 3, "at_ms": 0, "event": "finished", "result": result});
+                for (event, more) in [(stage, true), (note, true), (end, false)] {
+                    send(stream, &json!({"parameters": event, "continues": more}), None);
+                }
+            }
+            "VmShow" if state.lock().unwrap().exists => reply(stream, vm()),
+            "VmShow" => send(stream, &gone, None),
+            "SessionOpen" if state.lock().unwrap().exists => {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                send(stream, &json!({"parameters": {}}), Some(theirs.into()));
+                let cut = talk(ours, state, guest);
+                if cut && state.lock().unwrap().cut_daemon {
+                    // As a daemon that dies: the call's connection and the lease go too.
+                    state.lock().unwrap().lease = None;
+                    stream.shutdown(std::net::Shutdown::Both).unwrap();
+                    return;
+                }
+            }
+            _ => send(stream, &gone, None),
+        }
+    }
+}
+
+/// Carries one connection of a session; true when it was cut, false when the client ended it.
+fn talk(mut stream: UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest>>) -> bool {
+    stream.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
+    let cut_after = {
+        let mut state = state.lock().unwrap();
+        state.attached += 1;
+        state.cut_after
+    };
+    let (mut decoder, mut outbox, mut moved) = (Decoder::plain(), Outbox::plain(), 0);
+    let mut guest = guest.lock().unwrap();
+    guest.table.on_connection_change(0);
+    loop {
+        match stream.read(decoder.space()) {
+            Ok(0) => return false,
+            Ok(count) => {
+                moved += count;
+                decoder.filled(count);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return false,
+        }
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            let Guest { table, running } = &mut *guest;
+            match table.on_frame(&frame) {
+                Some(ServerEvent::Opened { session, open }) => {
+                    running.insert(session, Running::new(open, state));
+                }
+                Some(ServerEvent::Data { session, stream, bytes, end }) => {
+                    if let Some(command) = running.get_mut(&session) {
+                        command.take(stream, bytes, end, state);
+                    }
+                    table.consumed(session, stream, bytes.len());
+                }
+                Some(ServerEvent::Ended { session, .. }) => {
+                    running.remove(&session);
+                }
+                Some(ServerEvent::Resumed { .. } | ServerEvent::Writable { .. }) | None => {}
+            }
+        }
+        let Guest { table, running } = &mut *guest;
+        for (session, command) in running.iter_mut() {
+            command.go_on(*session, table, state);
+        }
+        table.poll_output(&mut outbox, OUTBOX_TARGET);
+        while !outbox.is_empty() {
+            let most = cut_after.map_or(usize::MAX, |cut| cut.saturating_sub(moved).max(1));
+            let count = outbox.len().min(most).min(32 * 1024);
+            if stream.write_all(&outbox.bytes()[..count]).is_err() {
+                return false;
+            }
+            outbox.wrote(count);
+            moved += count;
+            if cut_after.is_some_and(|cut| moved >= cut) {
+                return true;
+            }
+        }
+    }
+}
+
+impl Running {
+    fn new(open: Open, state: &Arc<Mutex<State>>) -> Self {
+        let mut command =
+            Self { open, pattern: 0..0, echo: Vec::new(), ended: false, status: Some(Outcome::ShuttingDown) };
+        let Open::Exec(request) = &command.open else { return command };
+        state.lock().unwrap().request = serde_json::to_value(request).unwrap();
+        let words: Vec<&str> = request.argv.iter().map(String::as_str).collect();
+        let exit = |code| Outcome::Exited { status: ExitStatus::Code(code) };
+        match words.as_slice() {
+            ["exit", code] => command.status = Some(exit(code.parse().unwrap())),
+            ["count", count] => {
+                command.pattern = 0..count.parse().unwrap();
+                command.status = Some(exit(9));
+            }
+            ["say", words @ ..] => {
+                command.echo = format!("{}\n", words.join(" ")).into_bytes();
+                command.status = Some(exit(0));
+            }
+            ["cat"] => command.status = Some(exit(0)),
+            ["wait"] => command.status = None,
+            _ => {
+                let (code, message) = (GuestFailureCode::CommandNotFound, "no such program".to_owned());
+                command.status = Some(Outcome::Failed(GuestFailure { code, message }));
+            }
+        }
+        command.ended = words.first() != Some(&"cat");
+        command
+    }
+
+    fn take(&mut self, stream: Stream, bytes: &[u8], end: bool, state: &Arc<Mutex<State>>) {
+        match (stream, &self.open) {
+            (Stream::Stdin, Open::Unpack { .. }) => {
+                state.lock().unwrap().unpacked.extend(bytes);
+                self.ended |= end;
+            }
+            (Stream::Stdin, _) => {
+                self.echo.extend(bytes);
+                self.ended |= end;
+            }
+            (_, _) => {
+                let line = bytes.strip_suffix(b"\n").unwrap();
+                if let Control::Signal { number } = serde_json::from_slice(line).unwrap() {
+                    let status = ExitStatus::Signal(u8::try_from(number).unwrap());
+                    self.status = Some(Outcome::Exited { status });
+                }
+            }
+        }
+    }
+
+    fn go_on(&mut self, session: SessionId, table: &mut SessionTable, state: &Arc<Mutex<State>>) {
+        while !self.pattern.is_empty() {
+            let end = self.pattern.end.min(self.pattern.start + 64 * 1024);
+            let bytes: Vec<u8> = (self.pattern.start..end).map(pattern).collect();
+            let taken = table.write(session, Stream::Stdout, &bytes).unwrap_or(0);
+            self.pattern.start += taken;
+            if taken < bytes.len() {
+                return;
+            }
+        }
+        let taken = table.write(session, Stream::Stdout, &self.echo).unwrap_or(0);
+        self.echo.drain(..taken);
+        if !self.echo.is_empty() || !self.ended {
+            return;
+        }
+        if let Some(mut outcome) = self.status.take() {
+            if matches!(self.open, Open::Unpack { .. }) {
+                outcome =
+                    Outcome::Unpacked { entries: 1, bytes: state.lock().unwrap().unpacked.len() as u64 };
+            } else {
+                table.write(session, Stream::Stderr, b"err\n");
+            }
+            table.set_outcome(session, &outcome).unwrap();
+        }
+    }
+}
+
+fn reply(stream: &UnixStream, parameters: Value) {
+    send(stream, &json!({ "parameters": parameters }), None);
+}
+
+fn send(stream: &UnixStream, message: &Value, fd: Option<OwnedFd>) {
+    let mut bytes = serde_json::to_vec(message).unwrap();
+    bytes.push(0);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
+    if !fds.is_empty() {
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+    }
+    // A client that is gone does not want it.
+    let _ = rustix::net::sendmsg(stream, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL);
+}
+
+/// One call: the client sends one at a time and awaits its reply, so a read never holds two.
+fn receive(stream: &UnixStream) -> Option<(Value, Vec<OwnedFd>)> {
+    let (mut bytes, mut fds) = (Vec::new(), Vec::new());
+    while bytes.last() != Some(&0) {
+        let mut buffer = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4), ScmCredentials(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [std::io::IoSliceMut::new(&mut buffer)];
+        let read = rustix::net::recvmsg(stream, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC).ok()?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        if read.bytes == 0 {
+            return None;
+        }
+        bytes.extend(&buffer[..read.bytes]);
+    }
+    Some((serde_json::from_slice(&bytes[..bytes.len() - 1]).unwrap(), fds))
+}

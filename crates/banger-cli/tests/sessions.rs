@@ -1,0 +1,203 @@
+//! `vm exec` and `vm run` against a fake daemon: bytes and statuses are exact, whatever connection is cut, and `--rm` holds.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests, outside of test functions"
+)]
+
+mod fake;
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use fake::{Fake, pattern};
+
+struct World {
+    dir: tempfile::TempDir,
+    fake: Fake,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = Fake::start(&dir.path().join("run"));
+        fake.state.lock().unwrap().exists = true;
+        Self { dir, fake }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let dir: &Path = self.dir.path();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_banger"));
+        command
+            .args(args)
+            .env_clear()
+            .env("HOME", dir)
+            .env("PATH", "/usr/bin:/bin")
+            .env("BANGER_RUNTIME_DIR", dir.join("run"))
+            .env("BANGER_STATE_DIR", dir.join("state"))
+            .env("BANGER_CACHE_DIR", dir.join("cache"))
+            .env("BANGER_CONFIG", dir.join("config.toml"))
+            .env("BANGER_DAEMON", "/nonexistent/bangerd")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn calls(&self, method: &str) -> usize {
+        self.fake.state.lock().unwrap().calls.iter().filter(|call| *call == method).count()
+    }
+}
+
+fn is_pattern(bytes: &[u8], len: usize) {
+    assert_eq!(bytes.len(), len);
+    let wrong = bytes.iter().enumerate().find(|(at, byte)| **byte != pattern(*at));
+    assert_eq!(wrong, None);
+}
+
+#[test]
+fn streams_are_apart_and_the_status_is_exact() {
+    let world = World::new();
+    let output = world.run(&["vm", "exec", "-e", "A=b", "-w", "/srv", "box", "--", "say", "out"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!((&output.stdout[..], &output.stderr[..]), (&b"out\n"[..], &b"err\n"[..]));
+    let request = world.fake.state.lock().unwrap().request.clone();
+    assert_eq!((&request["env"]["A"], &request["cwd"]), (&"b".into(), &"/srv".into()));
+    assert_eq!(world.run(&["vm", "exec", "box", "--", "exit", "7"]).status.code(), Some(7));
+    let output = world.run(&["vm", "exec", "box", "--", "nothing-of-that-name"]);
+    assert_eq!(output.status.code(), Some(127));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no such program"));
+}
+
+#[test]
+fn cut_connections_lose_and_double_nothing() {
+    for (cut_after, cut_daemon) in [(100_000, false), (100_000, true), (50_001, false)] {
+        let world = World::new();
+        {
+            let mut state = world.fake.state.lock().unwrap();
+            (state.cut_after, state.cut_daemon) = (Some(cut_after), cut_daemon);
+        }
+        let output = world.run(&["vm", "exec", "box", "--", "count", "1000000"]);
+        assert_eq!(output.status.code(), Some(9), "{}", String::from_utf8_lossy(&output.stderr));
+        is_pattern(&output.stdout, 1_000_000);
+        assert!(world.fake.state.lock().unwrap().attached > 5);
+    }
+}
+
+#[test]
+fn a_reader_that_is_slow_gets_everything_and_one_that_leaves_ends_it_quietly() {
+    let world = World::new();
+    let mut child = world
+        .command(&["vm", "exec", "box", "--", "count", "8000000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut child.stdout.take().unwrap(), &mut bytes).unwrap();
+    is_pattern(&bytes, 8_000_000);
+    assert_eq!(child.wait().unwrap().code(), Some(9));
+    let mut child = world
+        .command(&["vm", "exec", "box", "--", "count", "8000000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), &output.stderr[..]), (Some(141), &b""[..]));
+}
+
+#[test]
+fn input_arrives_whole() {
+    let world = World::new();
+    let bytes: Vec<u8> = (0..3_000_000).map(pattern).collect();
+    for cut in [None, Some(200_000)] {
+        world.fake.state.lock().unwrap().cut_after = cut;
+        let mut command =
+            assert_cmd::Command::from_std(world.command(&["vm", "exec", "-i", "box", "--", "cat"]));
+        let output = command.write_stdin(bytes.clone()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        is_pattern(&output.stdout, bytes.len());
+    }
+}
+
+#[test]
+fn the_first_signal_goes_to_the_command() {
+    let world = World::new();
+    let child = world.command(&["vm", "exec", "box", "--", "wait"]).stderr(Stdio::piped()).spawn().unwrap();
+    while world.fake.state.lock().unwrap().attached == 0 {
+        std::thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(128 + 15), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn run_makes_unpacks_runs_and_deletes() {
+    let world = World::new();
+    let repo = world.dir.path().join("repo");
+    std::fs::create_dir(&repo).unwrap();
+    std::fs::write(repo.join("tracked"), "text of a file").unwrap();
+    std::fs::write(repo.join(".env"), "secret of a file").unwrap();
+    for args in [&["init", "-q"][..], &["add", "tracked"]] {
+        assert!(Command::new("git").args(args).current_dir(&repo).status().unwrap().success());
+    }
+    world.fake.state.lock().unwrap().exists = false;
+    let path = repo.to_str().expect("a text");
+    let output = world.run(&["vm", "run", "--rm", "--memory", "1GiB", path, "--", "say", "hello"]);
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"hello\n"[..]), "{err}");
+    assert!(err.contains("1 untracked file stays here") && err.contains("it is slow"), "{err}");
+    let state = world.fake.state.lock().unwrap();
+    assert!(!state.exists, "the VM is left");
+    assert_eq!((&state.spec["memory"], &state.spec["ephemeral"]), (&(1u64 << 30).into(), &true.into()));
+    assert_eq!(state.request["cwd"], "/root/repo");
+    let archive = String::from_utf8_lossy(&state.unpacked);
+    assert!(archive.contains("text of a file") && !archive.contains("secret"), "{archive}");
+}
+
+#[test]
+fn an_ephemeral_vm_is_held_over_a_restart_and_deleted_after() {
+    let world = World::new();
+    {
+        let mut state = world.fake.state.lock().unwrap();
+        (state.cut_after, state.cut_daemon, state.exists) = (Some(300_000), true, false);
+    }
+    let output = world.run(&["vm", "run", "--rm", "--", "count", "1000000"]);
+    assert_eq!(output.status.code(), Some(9), "{}", String::from_utf8_lossy(&output.stderr));
+    is_pattern(&output.stdout, 1_000_000);
+    assert!(world.calls("VmHold") >= 2, "{:?}", world.fake.state.lock().unwrap().calls);
+    assert!(!world.fake.state.lock().unwrap().exists, "the VM is left");
+}
+
+#[test]
+fn rm_holds_through_signals_and_a_client_that_is_killed_closes_its_lease() {
+    use rustix::process::{Pid, Signal, kill_process};
+    for signals in [&[Signal::HUP][..], &[Signal::INT, Signal::INT], &[Signal::KILL]] {
+        let world = World::new();
+        let mut child =
+            world.command(&["vm", "run", "--rm", "--", "wait"]).stderr(Stdio::null()).spawn().unwrap();
+        while world.fake.state.lock().unwrap().attached == 0 {
+            std::thread::yield_now();
+        }
+        for signal in signals {
+            kill_process(Pid::from_child(&child), *signal).unwrap();
+        }
+        let status = child.wait().unwrap();
+        if signals == [Signal::KILL] {
+            let lease = world.fake.state.lock().unwrap().lease.take().expect("a lease");
+            let mut end = std::os::unix::net::UnixStream::from(lease);
+            assert_eq!(std::io::Read::read(&mut end, &mut [0; 1]).unwrap(), 0, "the lease is open");
+        } else {
+            // One that comes before the command's end is known ends us; the VM goes in either case.
+            assert!(matches!(status.code(), Some(125 | 130)), "{status}");
+            assert!(!world.fake.state.lock().unwrap().exists, "the VM is left");
+        }
+    }
+}
