@@ -53,7 +53,10 @@ pub struct Relay {
     /// Answers that the guest still owes: one of each per OPEN.
     opened_due: bool,
     outcome_due: bool,
+    /// The client has opened the session here and it is not over.
     open: bool,
+    /// Closed by the client or reset by the guest.
+    over: bool,
     stdout: Flow,
     stderr: Flow,
 }
@@ -68,7 +71,15 @@ impl Relay {
     /// A client that was just attached.
     pub fn new(session: SessionId) -> Self {
         let flow = Flow::default();
-        Self { session, opened_due: false, outcome_due: false, open: false, stdout: flow, stderr: flow }
+        Self {
+            session,
+            opened_due: false,
+            outcome_due: false,
+            open: false,
+            over: false,
+            stdout: flow,
+            stderr: flow,
+        }
     }
 
     /// The session that it is attached to.
@@ -76,10 +87,10 @@ impl Relay {
         self.session
     }
 
-    /// Whether the client has opened the session and not closed it: when it goes away, a CLOSE is to be sent
-    /// for it ([`Self::close_frame`]).
+    /// Whether the session may still be open in the guest, by this client or, before it came back, on an
+    /// earlier connection: when the client goes away, a CLOSE is to be sent for it ([`Self::close_frame`]).
     pub fn is_open(&self) -> bool {
-        self.open
+        !self.over
     }
 
     /// What is sent for a client that went away.
@@ -115,6 +126,7 @@ impl Relay {
                 self.opened_due = true;
                 self.outcome_due = true;
                 self.open = true;
+                self.over = false;
                 Ok(())
             }
             FrameKind::Data if stream.is_input() && self.open => Ok(()),
@@ -125,6 +137,7 @@ impl Relay {
             },
             FrameKind::Close => {
                 self.open = false;
+                self.over = true;
                 Ok(())
             }
             FrameKind::Data
@@ -153,7 +166,10 @@ impl Relay {
         match kind {
             FrameKind::Opened if self.opened_due => self.opened_due = false,
             FrameKind::Outcome if self.outcome_due && !self.opened_due => self.outcome_due = false,
-            FrameKind::Reset => self.open = false,
+            FrameKind::Reset => {
+                self.open = false;
+                self.over = true;
+            }
             // What an earlier client of this session was sent.
             FrameKind::Data | FrameKind::Credit | FrameKind::Outcome if self.opened_due => return Ok(false),
             FrameKind::Data => match stream {

@@ -195,6 +195,8 @@ fn the_daemon_lets_a_client_speak_of_its_own_session_only() {
     assert!(relay.is_open());
     relay.from_client(&relay.close_frame()).unwrap();
     assert!(!relay.is_open());
+    // A client that came back and went away before it opened the session again leaves one to close.
+    assert!(Relay::new(ID).is_open());
 }
 
 #[test]
