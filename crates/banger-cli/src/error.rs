@@ -69,7 +69,7 @@ impl CliError {
         match self {
             Self::Usage(report) => lines(report),
             Self::Failed(report) => lines(report),
-            Self::Interrupted(text) => vec![Line::Error(text.clone())],
+            Self::Interrupted(text) => vec![Line::Plain(text.clone())],
             Self::Said(_) | Self::BrokenPipe => Vec::new(),
         }
     }
@@ -82,6 +82,8 @@ pub(crate) enum Line {
     Cause(String),
     Hint(String),
     Operation(String),
+    /// What the user wanted is no error.
+    Plain(String),
 }
 
 fn lines(report: &ErrorReport) -> Vec<Line> {

@@ -103,6 +103,7 @@ impl Ui {
                 Line::Error(text) => say(&format!("{BAD}error:{BAD:#} {}", indented(&text))),
                 Line::Cause(text) => say(&format!("  cause: {}", indented(&text))),
                 Line::Hint(text) => say(&format!("{NOTE}  hint:{NOTE:#} {}", indented(&text))),
+                Line::Plain(text) => say(&text),
                 Line::Operation(id) => say(&format!("  operation {id} in 'banger daemon logs'")),
             }
         }

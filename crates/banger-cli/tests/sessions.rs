@@ -1,10 +1,5 @@
 //! `vm exec` and `vm run` against a fake daemon: bytes and statuses are exact, whatever connection is cut, and `--rm` holds.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "helpers of tests, outside of test functions"
-)]
+#![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
 mod fake;
 

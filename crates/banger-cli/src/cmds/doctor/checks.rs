@@ -271,7 +271,7 @@ async fn answers(context: &Context) -> Check {
 /// An error in one line.
 fn told(error: &CliError) -> String {
     let text = |line| match line {
-        Line::Error(text) | Line::Cause(text) => Some(text),
+        Line::Error(text) | Line::Cause(text) | Line::Plain(text) => Some(text),
         Line::Hint(_) | Line::Operation(_) => None,
     };
     error.lines().into_iter().filter_map(text).collect::<Vec<_>>().join(": ")
