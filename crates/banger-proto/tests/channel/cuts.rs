@@ -2,7 +2,8 @@
 
 use banger_proto::channel::{MAX_DATA, PAD_LEN};
 
-use crate::world::{Budget, Flight, Rng, World};
+use crate::ends::Rng;
+use crate::world::{Budget, Flight, World};
 
 const FLIGHTS: [Flight; 3] = [Flight::Lost, Flight::Stale, Flight::Holed];
 

@@ -5,7 +5,7 @@ use banger_proto::guest::{GuestFailureCode, Open};
 use banger_proto::{SessionId, guest};
 use proptest::prelude::*;
 
-use crate::world::Rng;
+use crate::ends::Rng;
 
 const ID: SessionId = SessionId(5);
 

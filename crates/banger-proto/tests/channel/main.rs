@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod cuts;
+mod ends;
 mod hostile;
 mod scripts;
 mod world;

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 
-use crate::world::{Budget, Flight, Rng, World};
+use crate::ends::Rng;
+use crate::world::{Budget, Flight, World};
 
 #[derive(Debug, Clone)]
 enum Step {

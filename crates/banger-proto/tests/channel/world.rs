@@ -3,11 +3,13 @@
 //! The agent runs a command that echoes its input to stdout, and inverted to stderr, and exits with 7 at its
 //! end. [`World::check`] compares all that arrived with what was written.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use banger_proto::SessionId;
 use banger_proto::channel::*;
-use banger_proto::guest::{ExecRequest, ExitStatus, Open, Outcome};
+use banger_proto::guest::{ExitStatus, Open, Outcome};
+
+use crate::ends::{Client, Echo};
 
 /// What becomes of the bytes that were on their way when a connection was cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,36 +31,6 @@ pub(crate) struct Budget {
 
 impl Budget {
     pub(crate) const ALL: Self = Self { to_guest: usize::MAX, to_host: usize::MAX };
-}
-
-/// The command in the guest.
-#[derive(Debug, Default)]
-struct Echo {
-    backlog: VecDeque<u8>,
-    input: Vec<u8>,
-    control: Vec<u8>,
-    ended: bool,
-    done: bool,
-}
-
-/// The command line.
-#[derive(Debug)]
-struct Client {
-    session: ClientSession,
-    outbox: Outbox,
-    decoder: Decoder,
-    /// Not written into the session yet.
-    waiting: VecDeque<u8>,
-    finish: bool,
-    written: Vec<u8>,
-    control: Vec<u8>,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-    ends: usize,
-    outcomes: Vec<Outcome>,
-    /// Received and not yet reported as consumed.
-    held: [usize; 2],
-    holding: bool,
 }
 
 /// The daemon's side of a client.
@@ -107,24 +79,7 @@ impl World {
     /// A client that runs the echo.
     pub(crate) fn open(&mut self, id: u64) -> SessionId {
         let id = SessionId(id);
-        let argv = vec!["echo".to_owned()];
-        let request = ExecRequest { argv, env: BTreeMap::new(), cwd: None, tty: None, stdin: true };
-        let session = ClientSession::new(id, &Open::Exec(request)).unwrap();
-        let client = Client {
-            session,
-            outbox: Outbox::plain(),
-            decoder: Decoder::plain(),
-            waiting: VecDeque::new(),
-            finish: false,
-            written: Vec::new(),
-            control: Vec::new(),
-            stdout: Vec::new(),
-            stderr: Vec::new(),
-            ends: 0,
-            outcomes: Vec::new(),
-            held: [0; 2],
-            holding: false,
-        };
+        let client = Client::new(id);
         self.clients.insert(id, client);
         id
     }
@@ -381,40 +336,6 @@ impl World {
     }
 }
 
-impl Client {
-    fn fill(&mut self) {
-        let bytes = self.waiting.make_contiguous();
-        let count = self.session.write(Stream::Stdin, bytes);
-        self.waiting.drain(..count);
-        if self.finish && self.waiting.is_empty() {
-            self.session.finish(Stream::Stdin);
-        }
-    }
-
-    fn consume(&mut self) {
-        if !self.holding {
-            self.session.consumed(Stream::Stdout, std::mem::take(&mut self.held[0]));
-            self.session.consumed(Stream::Stderr, std::mem::take(&mut self.held[1]));
-        }
-    }
-}
-
-impl Echo {
-    fn run(&mut self, id: SessionId, table: &mut SessionTable) {
-        let Some(room) = table.room(id, Stream::Stdout) else { return };
-        let room = room.min(table.room(id, Stream::Stderr).unwrap()).min(self.backlog.len());
-        let bytes: Vec<u8> = self.backlog.drain(..room).collect();
-        let inverted: Vec<u8> = bytes.iter().map(|byte| !byte).collect();
-        assert_eq!(table.write(id, Stream::Stdout, &bytes), Some(room));
-        assert_eq!(table.write(id, Stream::Stderr, &inverted), Some(room));
-        table.consumed(id, Stream::Stdin, room);
-        if self.ended && self.backlog.is_empty() && !self.done {
-            table.set_outcome(id, &Outcome::Exited { status: ExitStatus::Code(7) }).unwrap();
-            self.done = true;
-        }
-    }
-}
-
 /// What is left of the bytes on their way.
 fn fly(bytes: &mut Vec<u8>, flight: Flight) {
     match flight {
@@ -431,30 +352,4 @@ fn nonce(number: u64) -> [u8; 16] {
     let mut nonce = [0xa5; 16];
     nonce[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
     nonce
-}
-
-/// Numbers that only look random.
-#[derive(Debug)]
-pub(crate) struct Rng(pub(crate) u64);
-
-impl Rng {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
-        (self.next() >> 33) as usize % bound
-    }
-
-    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(len + 8);
-        while bytes.len() < len {
-            bytes.extend_from_slice(&self.next().to_le_bytes());
-        }
-        bytes.truncate(len);
-        bytes
-    }
 }
