@@ -1,6 +1,8 @@
 //! The daemon's interface as raw messages, one generation per directory. They were written once and are never edited:
 //! a daemon and a command line of different versions, or another RPC library, meet exactly these bytes.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
