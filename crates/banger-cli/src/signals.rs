@@ -8,6 +8,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::error::{CliError, io_error};
+use crate::terminal;
 
 /// SIGINT, SIGTERM and SIGHUP. While this exists they do not end the process.
 #[derive(Debug)]
@@ -40,8 +41,21 @@ impl Interrupt {
 }
 
 impl Interrupts {
-    /// Takes the signals over.
+    /// Takes the signals over. The third ends the process at once, whatever it waits for: then the end of its lease and its
+    /// connections tells the daemon the rest.
     pub(crate) fn new() -> Result<Self, CliError> {
+        let mut last_resort = Self::listen()?;
+        tokio::spawn(async move {
+            for _ in 0..3 {
+                last_resort.next().await;
+            }
+            terminal::restore();
+            std::process::exit(130);
+        });
+        Self::listen()
+    }
+
+    fn listen() -> Result<Self, CliError> {
         let take = |kind| signal(kind).map_err(io_error("cannot receive signals"));
         Ok(Self {
             int: take(SignalKind::interrupt())?,

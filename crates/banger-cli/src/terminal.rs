@@ -40,7 +40,8 @@ impl Drop for RawMode {
     }
 }
 
-fn restore() {
+/// Gives the terminal back as it was, if it was taken.
+pub(crate) fn restore() {
     if let Some(before) = SAVED.lock().unwrap_or_else(PoisonError::into_inner).take() {
         // A terminal that is gone needs nothing back.
         let _ = termios::tcsetattr(std::io::stdin(), OptionalActions::Drain, &before);

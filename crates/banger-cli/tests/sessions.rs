@@ -196,3 +196,39 @@ fn rm_holds_through_signals_and_a_client_that_is_killed_closes_its_lease() {
         }
     }
 }
+
+#[test]
+fn a_missing_kernel_is_pulled_and_a_lost_job_is_followed_on() {
+    let world = World::new();
+    {
+        let mut state = world.fake.state.lock().unwrap();
+        (state.kernel_missing, state.cut_job) = (true, true);
+    }
+    let output = world.run(&["vm", "create"]);
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"box\n"[..]), "{err}");
+    assert_eq!((world.calls("KernelPull"), world.calls("VmCreate"), world.calls("JobWatch")), (1, 2, 3));
+    // Each note once per job, though a watch that begins again starts after what was seen.
+    assert_eq!(err.matches("it is slow").count(), 2, "{err}");
+}
+
+#[test]
+fn an_interrupt_while_it_boots_cancels_and_deletes() {
+    use rustix::process::{Pid, Signal, kill_process};
+    for (args, status, deletes) in
+        [(&["vm", "run", "--rm", "--", "say", "x"][..], 125, 1), (&["vm", "create"], 130, 0)]
+    {
+        let world = World::new();
+        world.fake.state.lock().unwrap().hangs = true;
+        let child = world.command(args).stderr(Stdio::piped()).spawn().unwrap();
+        while world.calls("JobWatch") == 0 {
+            std::thread::yield_now();
+        }
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{err}");
+        assert!(err.contains("interrupted: VM box was not started"), "{err}");
+        assert_eq!((world.calls("JobCancel"), world.calls("VmDelete")), (1, deletes), "{err}");
+    }
+}

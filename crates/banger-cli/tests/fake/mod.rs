@@ -36,6 +36,14 @@ pub(crate) struct State {
     pub(crate) cut_after: Option<usize>,
     /// The daemon's own connection is cut with it.
     pub(crate) cut_daemon: bool,
+    /// The kernel is to be pulled first.
+    pub(crate) kernel_missing: bool,
+    /// A start takes until it is cancelled.
+    pub(crate) hangs: bool,
+    /// It was cancelled.
+    pub(crate) cancelled: bool,
+    /// The connection is cut after the first event of a job, once.
+    pub(crate) cut_job: bool,
     /// Connections that sessions had.
     pub(crate) attached: usize,
     /// What `Unpack` received.
@@ -114,6 +122,15 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
                 stream,
                 json!({"vendor": "v", "product": "p", "version": "0.1.0", "url": "u", "interfaces": []}),
             ),
+            "VmCreate" if state.lock().unwrap().kernel_missing => send(stream, &no_kernel(), None),
+            "KernelPull" => {
+                state.lock().unwrap().kernel_missing = false;
+                reply(stream, json!({"job": "00000000000b"}));
+            }
+            "JobCancel" => {
+                state.lock().unwrap().cancelled = true;
+                reply(stream, json!({}));
+            }
             "VmCreate" => {
                 let mut state = state.lock().unwrap();
                 state.exists = true;
@@ -130,15 +147,8 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
                 reply(stream, json!({"job": "00000000000d", "vm": key}));
             }
             "JobWatch" => {
-                let result = match parameters["job"].as_str().unwrap() {
-                    "00000000000d" => json!({"outcome": "vm_deleted", "vm": key}),
-                    _ => json!({"outcome": "vm", "vm": vm()}),
-                };
-                let stage = json!({"seq": 1, "at_ms": 0, "event": "stage", "text": "boot"});
-                let note = json!({"seq": 2, "at_ms": 0, "event": "note", "text": "it is slow"});
-                let end = json!({"seq": 3, "at_ms": 0, "event": "finished", "result": result});
-                for (event, more) in [(stage, true), (note, true), (end, false)] {
-                    send(stream, &json!({"parameters": event, "continues": more}), None);
+                if !watch(stream, &parameters, state) {
+                    return;
                 }
             }
             "VmShow" if state.lock().unwrap().exists => reply(stream, vm()),
@@ -157,6 +167,45 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
             _ => send(stream, &gone, None),
         }
     }
+}
+
+fn no_kernel() -> Value {
+    json!({"error": "dev.banger.Daemon.Failed", "parameters":
+        {"code": "kernel_missing", "message": "the kernel 'debian-6.1' is not in the store"}})
+}
+
+/// Sends a job's events after a number; false when the connection is cut.
+fn watch(stream: &UnixStream, parameters: &Value, state: &Arc<Mutex<State>>) -> bool {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let result = match parameters["job"].as_str().unwrap() {
+        "00000000000d" => json!({"outcome": "vm_deleted", "vm": {"id": "0123456789ab", "name": "box"}}),
+        "00000000000b" => json!({"outcome": "kernel", "kernel": {"name": "debian-6.1", "release": "6.1",
+            "digest": digest, "source": "s", "disk_used": 0, "created_at": 0, "used_by": []}}),
+        _ if state.lock().unwrap().hangs => json!({"outcome": "failed", "error":
+            {"code": "cancelled", "message": "VM box was not started"}}),
+        _ => json!({"outcome": "vm", "vm": vm()}),
+    };
+    let hangs = result["outcome"] == "failed";
+    let events = [
+        json!({"event": "stage", "text": "boot"}),
+        json!({"event": "note", "text": "it is slow"}),
+        json!({"event": "finished", "result": result}),
+    ];
+    for (seq, mut event) in (1..).zip(events) {
+        if parameters["after"].as_u64().unwrap() >= seq {
+            continue;
+        }
+        while hangs && seq == 3 && !state.lock().unwrap().cancelled {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        (event["seq"], event["at_ms"]) = (seq.into(), 0.into());
+        send(stream, &json!({"parameters": event, "continues": seq < 3}), None);
+        if seq == 2 && std::mem::take(&mut state.lock().unwrap().cut_job) {
+            stream.shutdown(std::net::Shutdown::Both).unwrap();
+            return false;
+        }
+    }
+    true
 }
 
 /// Carries one connection of a session; true when it was cut, false when the client ended it.
