@@ -119,6 +119,8 @@ fn spawn(paths: &Paths, executable: &std::path::Path) -> Result<Spawned, CliErro
         .mode(0o600)
         .open(paths.log())
         .map_err(io_error(format!("cannot open the log {}", paths.log().display())))?;
+    // A pipe or a lock of whoever called us must not stay open in a process that outlives us all.
+    banger_sys::descriptors::close_on_exec().map_err(io_error(doing()))?;
     let path = text(executable.as_os_str().as_bytes())?;
     let environment = std::env::vars_os()
         .map(|(name, value)| text(&[name.as_bytes(), b"=", value.as_bytes()].concat()))

@@ -161,3 +161,25 @@ fn colour_is_for_terminals_alone() {
         assert!(!out.contains('\u{1b}') && !err.contains('\u{1b}'), "{args:?}: {out}{err}");
     }
 }
+
+#[test]
+fn a_daemon_that_fails_is_quoted_and_inherits_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = dir.path().join("bangerd");
+    std::fs::write(&daemon, "#!/bin/sh\nls /proc/self/fd >&2\necho no luck at all >&2\nexit 3\n").unwrap();
+    std::fs::set_permissions(&daemon, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // The shell gives banger descriptor 7, as a caller that holds a lock does.
+    let output = std::process::Command::new("/bin/sh")
+        .args(["-c", &format!("exec 7</dev/null; exec {} ps", env!("CARGO_BIN_EXE_banger"))])
+        .env("BANGER_RUNTIME_DIR", dir.path().join("run"))
+        .env("BANGER_STATE_DIR", dir.path().join("state"))
+        .env("BANGER_CACHE_DIR", dir.path().join("cache"))
+        .env("BANGER_DAEMON", &daemon)
+        .output()
+        .unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("it ended with status 3") && err.contains("no luck at all"), "{err}");
+    assert!(!err.lines().any(|line| line.trim() == "7"), "{err}");
+}

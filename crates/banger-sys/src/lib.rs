@@ -3,6 +3,7 @@
 
 pub mod become_program;
 pub mod command;
+pub mod descriptors;
 pub mod durable;
 pub mod env;
 pub mod guest;
