@@ -103,8 +103,22 @@ pub(crate) fn modules(root: &Root, release: &str) -> Result<(), StepError> {
         return Err(Errno::INVAL).doing(|| format!("taking '{release}' for a kernel's release"));
     }
     let target = root.make_directories(&format!("/lib/modules/{release}"), 0o755)?;
+    // What programs will call it, the root's symlinks resolved.
+    let seen =
+        std::fs::read_link(magic_path(&target)).doing(|| format!("finding the modules of {release}"))?;
     mount(MODULES_DISK, magic_path(&target), "ext4", MountFlags::RDONLY | PLAIN, c"")
-        .doing(|| format!("mounting the modules drive {MODULES_DISK} for kernel {release}"))
+        .doing(|| format!("mounting the modules drive {MODULES_DISK} for kernel {release}"))?;
+    match seen.strip_prefix(NEW_ROOT).ok().and_then(|path| path.to_str()) {
+        Some(path) => keep_mounted(root, path),
+        None => Ok(()),
+    }
+}
+
+/// Tells systemd to leave a mount alone until the very end, as it leaves the root: `x-initrd.mount` in libmount's table of
+/// user-space options. Otherwise it would want to unmount it while udev still uses it.
+fn keep_mounted(root: &Root, path: &str) -> Result<(), StepError> {
+    let line = format!("SRC={MODULES_DISK} TARGET=/{path} ROOT=/ OPTS=x-initrd.mount\n");
+    root.write("/run/mount/utab", line.as_bytes(), 0o644)
 }
 
 fn mount_api(target: &str, api: &Api) -> Result<(), StepError> {
