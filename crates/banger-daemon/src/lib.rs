@@ -19,6 +19,7 @@ pub mod names;
 pub mod net;
 pub mod ports;
 pub mod random;
+mod reconcile;
 pub mod rpc;
 pub mod scope;
 pub mod server;

@@ -288,6 +288,8 @@ pub trait Contents: Send + Sync {
     async fn boot_files(&self, kernel: &Digest) -> Result<BootFiles, ErrorReport>;
     /// The ext4 file of an image.
     async fn image_file(&self, image: &Digest) -> Result<PathBuf, ErrorReport>;
+    /// The digests of every image and of every kernel on the disk.
+    async fn all(&self) -> Result<(Vec<Digest>, Vec<Digest>), ErrorReport>;
     /// Removes an image's files. Idempotent.
     async fn remove_image(&self, image: &Digest) -> Result<(), ErrorReport>;
     /// Removes a kernel's files. Idempotent.

@@ -11,7 +11,7 @@ use crate::model::VmRecord;
 const KEEP: usize = 20;
 
 /// Moves a console log to where it is kept. `None` where there is none.
-pub fn keep(dir: &Path, vm: &VmRecord, log: &Path) -> io::Result<Option<PathBuf>> {
+pub(super) fn keep(dir: &Path, vm: &VmRecord, log: &Path) -> io::Result<Option<PathBuf>> {
     if log.metadata().map_or(0, |meta| meta.len()) == 0 {
         return Ok(None);
     }

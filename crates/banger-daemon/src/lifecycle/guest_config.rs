@@ -13,7 +13,7 @@ use crate::{clock, random};
 const ENTROPY: usize = 64;
 
 /// The configuration of a VM for the boot that is under way.
-pub async fn build(
+pub(super) async fn build(
     world: &World,
     vm: &VmRecord,
     modules_release: Option<String>,

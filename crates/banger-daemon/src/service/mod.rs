@@ -4,170 +4,119 @@
 //! Long work is a job: the call validates, begins it and returns its id. Every failure is an [`ErrorReport`]
 //! that a user can act on.
 
-use std::os::fd::OwnedFd;
+pub mod contents;
+pub(crate) mod drivers;
+mod image;
+mod kernel;
+mod logs;
+mod vm;
+
 use std::sync::Arc;
 
-use banger_proto::daemon::{
-    Accepted, DaemonStatus, ImageInfo, ImageList, JobEvent, KernelInfo, KernelList, StartOptions, VmInfo,
-    VmList,
-};
-use banger_proto::{ErrorCode, ErrorReport, ImageName, JobId, KernelName, SessionId, VmSpec};
+use banger_proto::daemon::DaemonStatus;
+use banger_proto::{ByteSize, ErrorReport, JobId, VmState};
 use banger_sys::paths::Paths;
 
+pub use crate::jobs::JobWatch;
 pub use crate::lifecycle::world::Ports;
+pub use contents::Library;
+
+use self::contents::blocking;
+use self::drivers::Drivers;
+use crate::jobs::Jobs;
+use crate::lifecycle::faults::{Faults, NoFaults};
+use crate::lifecycle::world::World;
+use crate::store::Store;
+use crate::{clock, reconcile};
 
 /// Everything a client can ask for.
 #[derive(Debug)]
 pub struct Services {
-    paths: Paths,
-}
-
-/// A job's events, from a number on.
-#[derive(Debug)]
-pub struct JobWatch {}
-
-impl JobWatch {
-    /// The next event; `None` after the job's last. Where nothing happens for a while it is a heartbeat, so
-    /// that a client that is gone is noticed. Cancel-safe.
-    pub async fn next(&mut self) -> Option<JobEvent> {
-        None
-    }
-}
-
-fn not_yet<T>() -> Result<T, ErrorReport> {
-    Err(ErrorReport::new(ErrorCode::NotBuilt, "this call is not built yet"))
+    drivers: Arc<Drivers>,
+    jobs: Jobs,
+    library: banger_image::Store,
+    host_memory: ByteSize,
+    started_at: i64,
 }
 
 impl Services {
     /// Opens the store, tells the truth about every VM, finishes or undoes what an earlier daemon left, and
     /// adopts the VMs that run. The daemon's lock must be held and its directories must exist.
-    pub async fn open(paths: Paths, _ports: Ports) -> Result<Arc<Self>, ErrorReport> {
-        Ok(Arc::new(Self { paths }))
+    pub async fn open(paths: Paths, ports: Ports) -> Result<Arc<Self>, ErrorReport> {
+        Self::open_with_faults(paths, ports, Arc::new(NoFaults)).await
+    }
+
+    /// The same, for tests that break operations.
+    pub async fn open_with_faults(
+        paths: Paths,
+        ports: Ports,
+        faults: Arc<dyn Faults>,
+    ) -> Result<Arc<Self>, ErrorReport> {
+        let database = paths.database();
+        let store =
+            blocking(move || Store::open(&database).map_err(|error| error.report("cannot open the store")))
+                .await?;
+        let root = paths.state.clone();
+        let library = blocking(move || {
+            banger_image::Store::open(&root).map_err(|error| {
+                ErrorReport::caused_by(
+                    contents::code_of(&error),
+                    "cannot open the store of images and kernels",
+                    &error,
+                )
+            })
+        })
+        .await?;
+        let world = Arc::new(World::new(paths, store.clone(), ports, faults));
+        let jobs = Jobs::open(store).await?;
+        let drivers = Arc::new(Drivers::new(world));
+        reconcile::reconcile(&drivers, &library).await?;
+        let host_memory = host_memory();
+        Ok(Arc::new(Self { drivers, jobs, library, host_memory, started_at: clock::now_s() }))
     }
 
     /// Writes down what is in flight and lets go of every VM; they run on. No call may follow.
-    pub async fn close(&self) {}
+    pub async fn close(&self) {
+        self.drivers.detach().await;
+    }
 
     /// `Status`.
     pub async fn status(&self) -> Result<DaemonStatus, ErrorReport> {
-        tracing::debug!(state = %self.paths.state.display(), "status");
-        not_yet()
-    }
-
-    /// `VmCreate`; `lease` is there exactly where the spec says `ephemeral`.
-    pub async fn vm_create(
-        &self,
-        _spec: VmSpec,
-        _start: Option<StartOptions>,
-        _lease: Option<OwnedFd>,
-    ) -> Result<Accepted, ErrorReport> {
-        not_yet()
-    }
-
-    /// `VmStart`.
-    pub async fn vm_start(&self, _vm: &str, _options: StartOptions) -> Result<Accepted, ErrorReport> {
-        not_yet()
-    }
-
-    /// `VmStop`.
-    pub async fn vm_stop(&self, _vm: &str, _timeout_s: u32) -> Result<Accepted, ErrorReport> {
-        not_yet()
-    }
-
-    /// `VmDelete`.
-    pub async fn vm_delete(&self, _vm: &str, _force: bool) -> Result<Accepted, ErrorReport> {
-        not_yet()
-    }
-
-    /// `VmHold`.
-    pub async fn vm_hold(&self, _vm: &str, _lease: OwnedFd) -> Result<(), ErrorReport> {
-        not_yet()
-    }
-
-    /// `VmList`.
-    pub async fn vm_list(&self) -> Result<VmList, ErrorReport> {
-        not_yet()
-    }
-
-    /// `VmShow`.
-    pub async fn vm_show(&self, _vm: &str) -> Result<VmInfo, ErrorReport> {
-        not_yet()
-    }
-
-    /// `VmLogs`: the descriptor to send.
-    pub async fn vm_logs(&self, _vm: &str, _follow: bool) -> Result<OwnedFd, ErrorReport> {
-        not_yet()
-    }
-
-    /// `SessionOpen`: the descriptor to send.
-    pub async fn session_open(&self, _vm: &str, _session: SessionId) -> Result<OwnedFd, ErrorReport> {
-        not_yet()
-    }
-
-    /// `ImageImport`; `tar` delivers the archive until its end, and `complete` delivers
-    /// [`banger_proto::catalog::IMPORT_COMPLETE`] if the archive is whole: without it the import fails.
-    pub async fn image_import(
-        &self,
-        _name: ImageName,
-        _source: String,
-        _tar: OwnedFd,
-        _complete: OwnedFd,
-    ) -> Result<Accepted, ErrorReport> {
-        not_yet()
-    }
-
-    /// `ImageRegister`; `file` is the ext4 file.
-    pub async fn image_register(
-        &self,
-        _name: ImageName,
-        _source: String,
-        _file: OwnedFd,
-    ) -> Result<Accepted, ErrorReport> {
-        not_yet()
-    }
-
-    /// `ImageList`.
-    pub async fn image_list(&self) -> Result<ImageList, ErrorReport> {
-        not_yet()
-    }
-
-    /// `ImageShow`.
-    pub async fn image_show(&self, _image: &ImageName) -> Result<ImageInfo, ErrorReport> {
-        not_yet()
-    }
-
-    /// `ImageDelete`.
-    pub async fn image_delete(&self, _image: &ImageName) -> Result<(), ErrorReport> {
-        not_yet()
-    }
-
-    /// `KernelPull`.
-    pub async fn kernel_pull(&self, _kernel: KernelName, _replace: bool) -> Result<Accepted, ErrorReport> {
-        not_yet()
-    }
-
-    /// `KernelList`.
-    pub async fn kernel_list(&self, _available: bool) -> Result<KernelList, ErrorReport> {
-        not_yet()
-    }
-
-    /// `KernelShow`.
-    pub async fn kernel_show(&self, _kernel: &KernelName) -> Result<KernelInfo, ErrorReport> {
-        not_yet()
-    }
-
-    /// `KernelDelete`.
-    pub async fn kernel_delete(&self, _kernel: &KernelName) -> Result<(), ErrorReport> {
-        not_yet()
+        let views = self.drivers.views();
+        let running = views
+            .iter()
+            .filter(|view| matches!(view.record.state, VmState::Running | VmState::Paused))
+            .count();
+        let paths = &self.drivers.world().paths;
+        Ok(DaemonStatus {
+            pid: std::process::id(),
+            uid: rustix::process::geteuid().as_raw(),
+            mode: "user".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            commit: option_env!("BANGER_COMMIT").unwrap_or("unknown").into(),
+            started_at: self.started_at,
+            runtime_dir: paths.runtime.display().to_string(),
+            state_dir: paths.state.display().to_string(),
+            cache_dir: paths.cache.display().to_string(),
+            log: paths.log().display().to_string(),
+            running: u32::try_from(running).unwrap_or(u32::MAX),
+            vms: u32::try_from(views.len()).unwrap_or(u32::MAX),
+        })
     }
 
     /// `JobWatch`: events after number `after`.
-    pub async fn job_watch(&self, _job: &JobId, _after: u64) -> Result<JobWatch, ErrorReport> {
-        not_yet()
+    pub async fn job_watch(&self, job: &JobId, after: u64) -> Result<JobWatch, ErrorReport> {
+        self.jobs.watch(job, after).await
     }
 
     /// `JobCancel`.
-    pub async fn job_cancel(&self, _job: &JobId) -> Result<(), ErrorReport> {
-        not_yet()
+    pub async fn job_cancel(&self, job: &JobId) -> Result<(), ErrorReport> {
+        self.jobs.cancel(job).await
     }
+}
+
+/// All memory of the host (sysinfo(2)).
+fn host_memory() -> ByteSize {
+    let info = rustix::system::sysinfo();
+    ByteSize::bytes(info.totalram.saturating_mul(u64::from(info.mem_unit)))
 }

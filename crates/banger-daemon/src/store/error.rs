@@ -23,6 +23,9 @@ pub enum StoreError {
     /// A name is taken.
     #[error("the name '{0}' is taken")]
     NameTaken(String),
+    /// What a request relied on was changed by another in between.
+    #[error("the image or the kernel was deleted or replaced in this moment")]
+    Changed,
     /// Anything else that SQLite says.
     #[error("cannot {doing}")]
     Sql {
@@ -58,6 +61,7 @@ impl StoreError {
             }
             Self::Full => ErrorCode::ResourceExhausted,
             Self::NameTaken(_) => ErrorCode::AlreadyExists,
+            Self::Changed => ErrorCode::InUse,
             Self::Sql { .. } | Self::Closed => ErrorCode::Internal,
         };
         let report = ErrorReport::caused_by(code, doing, self);
@@ -71,6 +75,7 @@ impl StoreError {
                 path.display()
             )),
             Self::Full => report.hint("make room on it (banger vm list, banger image list), then try again"),
+            Self::Changed => report.hint("run the command again"),
             Self::NameTaken(_) | Self::Sql { .. } | Self::Value { .. } | Self::Closed => report,
         }
     }

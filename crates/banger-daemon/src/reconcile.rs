@@ -1,0 +1,102 @@
+//! What a daemon does before it answers anybody: every VM is brought to a state that is true, and what belongs to
+//! nothing is removed.
+//!
+//! 1. Open operations are undone or finished, machines that live are adopted ([`recover`]).
+//! 2. Each VM gets its driver; an ephemeral one whose client was lost is given a moment, or deleted.
+//! 3. Directories of VMs that the store does not know, half-made contents and contents that nothing names are
+//!    removed.
+//!
+//! The jobs of an earlier daemon were closed before this, when the jobs were opened.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use banger_proto::{ErrorReport, VmId, VmState};
+use futures_util::future::join_all;
+
+use crate::jobs::Unreported;
+use crate::lifecycle::cancel::Cancel;
+use crate::lifecycle::driver::{Driver, What};
+use crate::lifecycle::effects::{self, SharedLive};
+use crate::lifecycle::lease::Lease;
+use crate::lifecycle::recover::{self, Recovered, recover};
+use crate::lifecycle::state::Force;
+use crate::model::VmRecord;
+use crate::service::drivers::Drivers;
+use crate::store::{Durability, vms};
+
+/// Makes the world and the store agree. Fails only where the store cannot be read.
+pub(crate) async fn reconcile(
+    drivers: &Arc<Drivers>,
+    library: &banger_image::Store,
+) -> Result<(), ErrorReport> {
+    let world = drivers.world();
+    let read = world.store.call(Durability::Process, vms::all).await;
+    let records = read.map_err(|error| error.report("cannot read the VMs of the store"))?;
+    let open = recover::open_operations(world).await?;
+    let mut open: BTreeMap<VmId, _> = open.into_iter().map(|open| (open.vm.clone(), open)).collect();
+    let recovered = join_all(records.into_iter().map(|record| {
+        let open = open.remove(&record.id);
+        recover(world, record, open)
+    }))
+    .await;
+    let mut known = BTreeSet::new();
+    for recovered in recovered {
+        match recovered {
+            Recovered::Gone => {}
+            Recovered::AtRest(record) => {
+                known.insert(record.id.clone());
+                drive(drivers, record, SharedLive::default());
+            }
+            Recovered::Runs(record, live) => {
+                known.insert(record.id.clone());
+                drive(drivers, record, live);
+            }
+        }
+    }
+    for dir in [world.paths.runtime.join("vms"), world.paths.state.join("vms")] {
+        sweep(&dir, &known).await;
+    }
+    match library.sweep() {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "removed what an interrupted import or pull left"),
+        Err(error) => tracing::warn!(%error, "cannot remove what an interrupted import or pull left"),
+    }
+    drivers.sweep_contents().await;
+    Ok(())
+}
+
+/// Starts the task of a VM.
+fn drive(drivers: &Arc<Drivers>, record: VmRecord, live: SharedLive) {
+    let runs = matches!(record.state, VmState::Running | VmState::Paused);
+    let ephemeral = record.ephemeral;
+    let lease = if ephemeral && runs { Lease::grace() } else { Lease::free() };
+    let (driver, handle) = Driver::new(drivers.world().clone(), record, live, lease);
+    drivers.add(handle.clone());
+    tokio::spawn(drivers.clone().run(driver, handle.clone()));
+    if ephemeral && !runs {
+        tokio::spawn(async move {
+            let deleted = handle.call(What::Delete(Force::Yes), Arc::new(Unreported), Cancel::never()).await;
+            if let Err(error) = deleted {
+                tracing::error!(%error, causes = ?error.causes, "cannot delete an ephemeral VM");
+            }
+        });
+    }
+}
+
+/// Removes directories that are named like a VM and belong to none. Whatever else is there is left alone.
+async fn sweep(dir: &Path, known: &BTreeSet<VmId>) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let id = entry.file_name().to_str().and_then(|name| name.parse::<VmId>().ok());
+        let Some(id) = id else { continue };
+        if known.contains(&id) {
+            continue;
+        }
+        tracing::info!(dir = %entry.path().display(), "removing the directory of a VM that is not in the store");
+        if let Err(error) = effects::remove_dir(&entry.path()).await {
+            tracing::warn!(dir = %entry.path().display(), %error, "cannot remove it");
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! VMs: the requests are checked here and carried out by their drivers.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use banger_proto::daemon::{Accepted, JobResult, StartOptions, VmInfo, VmList};
+use banger_proto::{ByteSize, ErrorCode, ErrorReport, SessionId, VmId, VmSpec, VmState};
+use tokio::net::UnixStream;
+
+use super::{Services, logs};
+use crate::jobs::Job;
+use crate::lifecycle::cancel::Cancel;
+use crate::lifecycle::driver::{self, Driver, Handle, View, What};
+use crate::lifecycle::effects::SharedLive;
+use crate::lifecycle::lease::Lease;
+use crate::lifecycle::plan;
+use crate::lifecycle::state::Force;
+use crate::model::{ImageRecord, JobKind, KernelRecord, VmRecord};
+use crate::store::{Durability, StoreError, content, vms};
+use crate::{clock, names, random};
+
+/// ext4 with 4 KiB blocks and 32-bit block numbers ends here (kernel doc filesystems/ext4/blockgroup).
+const MAX_DISK: ByteSize = ByteSize::mib(16 * 1024 * 1024);
+/// Bytes of all environment variables together: they travel in one message of the guest channel.
+const MAX_ENV: usize = 64 * 1024;
+/// The most seconds that a timeout may have.
+const MAX_TIMEOUT: u32 = 86_400;
+
+impl Services {
+    /// `VmCreate`; `lease` is there exactly where the spec says `ephemeral`.
+    pub async fn vm_create(
+        &self,
+        spec: VmSpec,
+        start: Option<StartOptions>,
+        lease: Option<OwnedFd>,
+    ) -> Result<Accepted, ErrorReport> {
+        if let Some(options) = start {
+            check_timeout(options.timeout_s)?;
+        }
+        let lease = match (spec.ephemeral, lease) {
+            (true, Some(socket)) => Lease::held(socket)?,
+            (false, None) => Lease::free(),
+            (true, None) => {
+                return Err(invalid("an ephemeral VM needs a lease: a socket, sent with the call"));
+            }
+            (false, Some(_)) => return Err(invalid("only an ephemeral VM has a lease")),
+        };
+        let record = self.record(spec).await?;
+        let key = record.key();
+        let job = Arc::new(self.jobs.begin(JobKind::VmCreate, Some(&key)).await?);
+        let row = record.clone();
+        let durability = if record.ephemeral { Durability::Process } else { Durability::Host };
+        let journal = &self.drivers.world().journal;
+        let begun = journal.begin(&record.id, plan::create(), durability, move |conn| {
+            // Between the check above and now the image may have been deleted: in here nothing comes between.
+            let same = |found: Option<bool>| found.unwrap_or(false);
+            let image = content::find_image(conn, &row.image)?.map(|image| image.digest == row.image_digest);
+            let kernel =
+                content::find_kernel(conn, &row.kernel)?.map(|kernel| kernel.digest == row.kernel_digest);
+            if !same(image) || !same(kernel) {
+                return Err(StoreError::Changed);
+            }
+            vms::insert(conn, &row)
+        });
+        let operation = match begun.await {
+            Ok(operation) => operation,
+            Err(mut error) => {
+                error.message = format!("cannot create VM '{}'", record.name);
+                job.finish(JobResult::Failed { error: error.clone() }).await;
+                return Err(error);
+            }
+        };
+        let accepted = Accepted { job: job.id().clone(), vm: Some(key) };
+        let world = self.drivers.world().clone();
+        let (mut driver, handle) = Driver::new(world, record, SharedLive::default(), lease);
+        self.drivers.add(handle.clone());
+        let drivers = self.drivers.clone();
+        tokio::spawn(async move {
+            let created = driver.create(operation, job.clone()).await;
+            let gone = handle.view().gone;
+            match (created, start) {
+                (Err(error), _) => job.finish(JobResult::Failed { error }).await,
+                (Ok(view), None) => job.finish(vm_result(drivers.world(), &view).await).await,
+                (Ok(_), Some(options)) => {
+                    let (handle, world) = (handle.clone(), drivers.world().clone());
+                    tokio::spawn(async move { carry_out(&world, &handle, What::Start(options), &job).await });
+                }
+            }
+            if gone {
+                drivers.forget(&handle.view().record.id);
+            } else {
+                drivers.run(driver, handle).await;
+            }
+        });
+        Ok(accepted)
+    }
+
+    /// A spec that is in order, as a record.
+    async fn record(&self, spec: VmSpec) -> Result<VmRecord, ErrorReport> {
+        if spec.vcpus == 0 || spec.vcpus > VmSpec::MAX_VCPUS {
+            return Err(invalid(format!("a VM cannot have {} vCPUs", spec.vcpus))
+                .cause(format!("1 to {} are possible", VmSpec::MAX_VCPUS))
+                .hint("choose another number with --vcpu"));
+        }
+        let host = self.host_memory;
+        if spec.memory < VmSpec::MIN_MEMORY {
+            return Err(invalid(format!("a VM cannot have {} of memory", spec.memory))
+                .cause(format!("it needs at least {}", VmSpec::MIN_MEMORY))
+                .hint("choose more with --memory"));
+        }
+        if spec.memory > host {
+            return Err(ErrorReport::new(
+                ErrorCode::ResourceExhausted,
+                format!("a VM cannot have {} of memory here", spec.memory),
+            )
+            .cause(format!("this host has {host}"))
+            .hint("choose less with --memory"));
+        }
+        check_env(&spec)?;
+        let image = self.find_image(&spec.image).await?;
+        let kernel = self.find_kernel(&spec.kernel).await?;
+        let disk = disk_size(&spec, &image)?;
+        let taken = |text: &str| self.drivers.views().iter().any(|view| view.record.name.as_str() == text);
+        let name = match spec.name {
+            None => names::make(taken)?,
+            Some(name) if taken(name.as_str()) => {
+                return Err(ErrorReport::new(ErrorCode::AlreadyExists, format!("cannot create VM '{name}'"))
+                    .cause(format!("the name '{name}' is taken"))
+                    .hint("choose another with --name, or let one be made")
+                    .hint(format!("banger vm delete -f {name} deletes the one that has it")));
+            }
+            Some(name) => name,
+        };
+        let ImageRecord { digest: image_digest, size: image_size, .. } = image;
+        let KernelRecord { digest: kernel_digest, .. } = kernel;
+        Ok(VmRecord {
+            id: VmId::from_random(random::bytes()?),
+            name,
+            state: VmState::Created,
+            cause: None,
+            image: spec.image,
+            image_digest,
+            image_size,
+            kernel: spec.kernel,
+            kernel_digest,
+            vcpus: spec.vcpus,
+            memory: spec.memory,
+            disk,
+            disk_strategy: self.drivers.world().ports.disks.strategy().to_owned(),
+            nat: spec.nat,
+            ephemeral: spec.ephemeral,
+            env: spec.env,
+            machine_id: random::hex(&random::bytes::<16>()?),
+            created_at: clock::now_s(),
+            started_at: None,
+            degraded: Vec::new(),
+        })
+    }
+
+    /// `VmStart`.
+    pub async fn vm_start(&self, vm: &str, options: StartOptions) -> Result<Accepted, ErrorReport> {
+        check_timeout(options.timeout_s)?;
+        self.vm_job(vm, JobKind::VmStart, What::Start(options)).await
+    }
+
+    /// `VmStop`.
+    pub async fn vm_stop(&self, vm: &str, timeout_s: u32) -> Result<Accepted, ErrorReport> {
+        if timeout_s > MAX_TIMEOUT {
+            check_timeout(timeout_s)?;
+        }
+        let within = Duration::from_secs(u64::from(timeout_s));
+        self.vm_job(vm, JobKind::VmStop, What::Stop(within)).await
+    }
+
+    /// `VmDelete`.
+    pub async fn vm_delete(&self, vm: &str, force: bool) -> Result<Accepted, ErrorReport> {
+        let force = if force { Force::Yes } else { Force::No };
+        self.vm_job(vm, JobKind::VmDelete, What::Delete(force)).await
+    }
+
+    async fn vm_job(&self, vm: &str, kind: JobKind, what: What) -> Result<Accepted, ErrorReport> {
+        let handle = self.drivers.find(vm)?;
+        let key = handle.view().record.key();
+        let job = Arc::new(self.jobs.begin(kind, Some(&key)).await?);
+        let accepted = Accepted { job: job.id().clone(), vm: Some(key) };
+        let world = self.drivers.world().clone();
+        tokio::spawn(async move { carry_out(&world, &handle, what, &job).await });
+        Ok(accepted)
+    }
+
+    /// `VmHold`.
+    pub async fn vm_hold(&self, vm: &str, lease: OwnedFd) -> Result<(), ErrorReport> {
+        let handle = self.drivers.find(vm)?;
+        let record = handle.view().record;
+        if !record.ephemeral {
+            return Err(invalid(format!("VM '{}' is not ephemeral: it has no lease", record.name)));
+        }
+        handle.hold(Lease::held(lease)?).await
+    }
+
+    /// `VmList`.
+    pub async fn vm_list(&self) -> Result<VmList, ErrorReport> {
+        let world = self.drivers.world();
+        let views = self.drivers.views();
+        let vms = futures_util::future::join_all(views.iter().map(|view| info(world, view))).await;
+        Ok(VmList { vms })
+    }
+
+    /// `VmShow`.
+    pub async fn vm_show(&self, vm: &str) -> Result<VmInfo, ErrorReport> {
+        let handle = self.drivers.find(vm)?;
+        Ok(info(self.drivers.world(), &handle.view()).await)
+    }
+
+    /// `VmLogs`: the descriptor to send.
+    pub async fn vm_logs(&self, vm: &str, follow: bool) -> Result<OwnedFd, ErrorReport> {
+        let handle = self.drivers.find(vm)?;
+        let dirs = self.drivers.world().dirs(&handle.view().record.id);
+        logs::serve(&dirs.console_log(), follow.then(|| handle.watch()))
+    }
+
+    /// `SessionOpen`: the descriptor to send.
+    pub async fn session_open(&self, vm: &str, session: SessionId) -> Result<OwnedFd, ErrorReport> {
+        let handle = self.drivers.find(vm)?;
+        let record = handle.view().record;
+        let name = record.name;
+        let guest = match (record.state, handle.guest()) {
+            (VmState::Running, Some(guest)) => guest,
+            (VmState::Paused, _) => {
+                return Err(ErrorReport::new(ErrorCode::WrongState, format!("cannot reach VM '{name}'"))
+                    .cause("it is paused")
+                    .hint(format!("banger vm stop {name} ends it")));
+            }
+            (state, _) => {
+                return Err(ErrorReport::new(ErrorCode::WrongState, format!("cannot reach VM '{name}'"))
+                    .cause(format!("it does not run: it is {state}"))
+                    .hint(format!("banger vm start {name}")));
+            }
+        };
+        let failed = |error: std::io::Error| {
+            ErrorReport::caused_by(
+                ErrorCode::Internal,
+                format!("cannot open a session with VM '{name}'"),
+                &error,
+            )
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let theirs = theirs.into_std().map_err(failed)?;
+        theirs.set_nonblocking(false).map_err(failed)?;
+        tokio::spawn(async move {
+            if let Err(error) = guest.attach(session, ours).await {
+                tracing::debug!(%session, %error, causes = ?error.causes, "a session ended");
+            }
+        });
+        Ok(theirs.into())
+    }
+}
+
+/// Has a VM's driver do something, and tells how it ended as the job's result.
+async fn carry_out(world: &crate::lifecycle::world::World, handle: &Handle, what: What, job: &Arc<Job>) {
+    let cancel: Cancel = job.cancel().clone();
+    let result = match handle.call(what, job.clone(), cancel).await {
+        Err(error) => JobResult::Failed { error },
+        Ok(view) if view.gone => JobResult::VmDeleted { vm: view.record.key() },
+        Ok(view) => vm_result(world, &view).await,
+    };
+    job.finish(result).await;
+}
+
+async fn vm_result(world: &crate::lifecycle::world::World, view: &View) -> JobResult {
+    JobResult::Vm { vm: Box::new(info(world, view).await) }
+}
+
+/// A VM with what has to be measured.
+async fn info(world: &crate::lifecycle::world::World, view: &View) -> VmInfo {
+    let mut info = driver::info(world, view);
+    match world.ports.disks.usage(&world.dirs(&view.record.id)).await {
+        Ok(used) => info.disk_used = used,
+        Err(error) => tracing::debug!(vm = %view.record.id, %error, "cannot tell how much disk a VM takes"),
+    }
+    info
+}
+
+fn disk_size(spec: &VmSpec, image: &ImageRecord) -> Result<ByteSize, ErrorReport> {
+    let Some(size) = spec.disk else { return Ok(image.size) };
+    if size < image.size {
+        return Err(invalid(format!("a root disk of {size} is too small for the image '{}'", spec.image))
+            .cause(format!("the image has {}", image.size))
+            .hint(format!("choose at least {}B with --disk-size, or leave it out", image.size.as_bytes())));
+    }
+    if size > MAX_DISK {
+        return Err(invalid(format!("a root disk cannot have {size}"))
+            .cause(format!("{MAX_DISK} are the most"))
+            .hint("choose less with --disk-size"));
+    }
+    // Whole file system blocks.
+    Ok(ByteSize::bytes(size.as_bytes().div_ceil(4096) * 4096))
+}
+
+fn check_env(spec: &VmSpec) -> Result<(), ErrorReport> {
+    let mut total = 0;
+    for (key, value) in &spec.env {
+        total += key.len() + value.len() + 2;
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            return Err(invalid(format!("'{}' cannot be an environment variable", key.escape_debug()))
+                .hint("write -e NAME=VALUE"));
+        }
+    }
+    if total > MAX_ENV {
+        return Err(invalid(format!("the environment is too large: {total} bytes, {MAX_ENV} are the most")));
+    }
+    Ok(())
+}
+
+fn check_timeout(seconds: u32) -> Result<(), ErrorReport> {
+    if (1..=MAX_TIMEOUT).contains(&seconds) {
+        return Ok(());
+    }
+    Err(invalid(format!("a timeout of {seconds} s is not possible"))
+        .cause(format!("1 to {MAX_TIMEOUT} seconds are"))
+        .hint("choose another with --timeout"))
+}
+
+pub(super) fn invalid(message: impl Into<String>) -> ErrorReport {
+    ErrorReport::new(ErrorCode::InvalidInput, message)
+}
