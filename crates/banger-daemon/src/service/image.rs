@@ -21,9 +21,6 @@ use crate::lifecycle::cancel::Cancel;
 use crate::model::{ImageRecord, JobKind};
 use crate::store::{Durability, content, vms};
 
-/// A tool that pads its archive (tar(1): to whole records) writes at most so much after its end.
-const MAX_PADDING: u64 = 16 << 20;
-
 impl Services {
     /// `ImageImport`; `tar` delivers the archive until its end, and `complete` delivers
     /// [`IMPORT_COMPLETE`] if the archive is whole: without it the import fails. An image of that name is replaced;
@@ -38,10 +35,14 @@ impl Services {
         let source = check_source(source)?;
         let library = self.library.clone();
         self.image_job(JobKind::ImageImport, name, move |job| {
-            let mut tar = Pipe { file: File::from(tar), cancel: job.cancel().clone() };
-            let image = ext4::import_tar(&library, &mut tar, &source, &JobProgress(job.clone()))?;
-            whole(&mut tar, Pipe { file: File::from(complete), cancel: job.cancel().clone() })?;
-            Ok(image)
+            let pipe = |fd: OwnedFd| Pipe { file: File::from(fd), cancel: job.cancel().clone() };
+            let complete = pipe(complete);
+            let said = move || {
+                let mut mark = Vec::new();
+                complete.take(IMPORT_COMPLETE.len() as u64).read_to_end(&mut mark)?;
+                Ok(mark == IMPORT_COMPLETE)
+            };
+            ext4::import_tar_confirmed(&library, pipe(tar), said, &source, &JobProgress(job.clone()))
         })
         .await
     }
@@ -159,60 +160,38 @@ impl Services {
     }
 }
 
-/// Makes an image and gives it its name. What fails after its files are in the store leaves them to the collector.
+/// Makes an image and gives it its name.
 async fn made(
     drivers: &Arc<Drivers>,
     name: &ImageName,
     make: impl FnOnce() -> Result<Image, ErrorReport> + Send + 'static,
 ) -> Result<ImageInfo, ErrorReport> {
     let guard = drivers.contents().read().await;
-    let image = blocking(make).await;
-    let (record, replaced) = match image {
-        Ok(image) => {
-            let record = ImageRecord {
-                name: name.clone(),
-                digest: image.digest().clone(),
-                size: image.size(),
-                disk_used: image.disk_used().map_err(|error| import_failed(&error.into()))?,
-                source: image.manifest().source.clone(),
-                created_at: clock::now_s(),
-            };
-            let row = record.clone();
-            let written = drivers.world().store.call(Durability::Host, move |conn| {
-                let replaced = content::find_image(conn, &row.name)?;
-                content::put_image(conn, &row)?;
-                Ok(replaced)
-            });
-            let written =
-                written.await.map_err(|error| error.report(format!("cannot record the image '{name}'")));
-            (written.map(|replaced| (record, replaced)), None)
-        }
-        Err(error) => (Err(error), Some(())),
+    let image = blocking(make).await?;
+    let record = ImageRecord {
+        name: name.clone(),
+        digest: image.digest().clone(),
+        size: image.size(),
+        disk_used: image.disk_used().map_err(|error| import_failed(&error.into()))?,
+        source: image.manifest().source.clone(),
+        created_at: clock::now_s(),
     };
+    let row = record.clone();
+    let written = drivers.world().store.call(Durability::Host, move |conn| {
+        let replaced = content::find_image(conn, &row.name)?;
+        content::put_image(conn, &row)?;
+        Ok(replaced)
+    });
+    let replaced = written.await.map_err(|error| error.report(format!("cannot record the image '{name}'")));
     drop(guard);
-    if replaced.is_some() {
-        // An archive that turned out to be cut short only after its files were in the store.
-        drivers.sweep_contents().await;
-    }
-    let (record, older) = record?;
-    if let Some(older) = older {
-        drivers.collect(&[older.digest], &[]).await;
-    }
-    Ok(info(drivers, record))
-}
-
-/// Reads what a tool pads its archive with, then the mark that says that the tool succeeded.
-fn whole(tar: &mut Pipe, complete: Pipe) -> Result<(), ImportError> {
-    io::copy(&mut tar.take(MAX_PADDING), &mut io::sink()).map_err(ImportError::Input)?;
-    let mut mark = Vec::new();
-    complete.take(IMPORT_COMPLETE.len() as u64).read_to_end(&mut mark).map_err(ImportError::Input)?;
-    if mark == IMPORT_COMPLETE {
-        return Ok(());
-    }
-    Err(ImportError::Input(io::Error::new(
-        io::ErrorKind::UnexpectedEof,
-        "its maker ended without saying that the archive is complete",
-    )))
+    // Either what the name meant before, or what could not be recorded.
+    let unnamed = match &replaced {
+        Ok(Some(older)) => vec![older.digest.clone()],
+        Ok(None) => Vec::new(),
+        Err(_) => vec![record.digest.clone()],
+    };
+    drivers.collect(&unnamed, &[]).await;
+    replaced.map(|_| info(drivers, record))
 }
 
 /// A descriptor of a client's, read with an eye on the job: a client that says nothing keeps no thread for ever.
@@ -257,11 +236,15 @@ impl Progress for JobProgress {
 
 fn import_failed(error: &ImportError) -> ErrorReport {
     let code = match error {
-        ImportError::Archive(_) | ImportError::NotExt4(_) => ErrorCode::InvalidInput,
-        ImportError::Cancelled => ErrorCode::Cancelled,
-        ImportError::Input(_) | ImportError::Write(_) | ImportError::Output(_) | ImportError::Store(_) => {
-            code_of(error)
+        _ if error.is_cancelled() => ErrorCode::Cancelled,
+        ImportError::Archive(_) | ImportError::NotExt4(_) | ImportError::NotComplete => {
+            ErrorCode::InvalidInput
         }
+        ImportError::Cancelled
+        | ImportError::Input(_)
+        | ImportError::Write(_)
+        | ImportError::Output(_)
+        | ImportError::Store(_) => code_of(error),
     };
     let report = ErrorReport::caused_by(code, "cannot make the image", error);
     match code {
