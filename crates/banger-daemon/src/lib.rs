@@ -8,6 +8,7 @@
 
 pub mod clock;
 pub mod disk;
+pub mod guest;
 pub mod jobs;
 pub mod keeper;
 pub mod launch;
@@ -28,3 +29,4 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod vmm;
+pub mod wiring;

@@ -253,12 +253,15 @@ pub trait Guests: Send + Sync {
     fn link(&self, vm: &VmId, channel_socket: PathBuf) -> Arc<dyn Guest>;
 }
 
+/// Where lines of progress go. A name of its own, because `async_trait` would tie the text's lifetime to the call's.
+pub type ProgressSink<'a> = &'a (dyn Fn(&str) + Sync);
+
 /// One VM's agent, as seen from the host.
 #[async_trait]
 pub trait Guest: Send + Sync {
     /// Runs one session of the daemon's own to its outcome, over lost connections. Each line of progress
     /// goes to `progress`. Dropping the future closes the session.
-    async fn request(&self, open: Open, progress: &(dyn Fn(&str) + Sync)) -> Result<Outcome, ErrorReport>;
+    async fn request(&self, open: Open, progress: ProgressSink<'_>) -> Result<Outcome, ErrorReport>;
     /// Carries a client's session on this stream until one side ends it; a client that goes without
     /// closing the session ends it (its lease).
     async fn attach(&self, session: SessionId, client: UnixStream) -> Result<(), ErrorReport>;

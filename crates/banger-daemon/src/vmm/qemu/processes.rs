@@ -38,6 +38,7 @@ pub(super) enum EndError {
 }
 
 /// Waits until a process has ended.
+#[expect(deprecated, reason = "sound for a descriptor that it owns; the successor is an unsafe function")]
 pub(super) async fn gone(process: &Process) -> io::Result<()> {
     let pidfd: OwnedFd = process.as_fd().try_clone_to_owned()?;
     AsyncFd::with_interest(pidfd, Interest::READABLE)?.readable().await.map(drop)

@@ -1,0 +1,43 @@
+//! Which implementation stands behind each port in a real daemon.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use banger_proto::{ErrorCode, ErrorReport};
+use banger_sys::env;
+use banger_sys::paths::Paths;
+
+use crate::disk::Qcow2Disks;
+use crate::guest::Links;
+use crate::launch::Launcher;
+use crate::net::plan;
+use crate::service::{Library, Ports};
+use crate::vmm::qemu::{Qemu, QemuConfig};
+
+/// The ports of a daemon of user mode: QEMU, qcow2 overlays, passt. Programs are looked for when they are needed,
+/// so a daemon without them still lists and deletes.
+pub fn ports(paths: &Paths) -> Result<Ports, ErrorReport> {
+    let qemu = QemuConfig {
+        binary: env::var(env::BANGER_QEMU).map(PathBuf::from),
+        passt: env::var(env::BANGER_PASST).map(PathBuf::from),
+        launcher: Launcher::of_this_process(),
+    };
+    Ok(Ports {
+        vmm: Arc::new(Qemu::new(qemu)),
+        disks: Arc::new(Qcow2Disks),
+        guests: Arc::new(Links),
+        contents: Arc::new(Library::open(paths, agent()?)?),
+        network: plan::guest_network(),
+    })
+}
+
+/// The guest agent's executable: beside this one, unless the environment names another.
+fn agent() -> Result<PathBuf, ErrorReport> {
+    if let Some(path) = env::var(env::BANGER_AGENT) {
+        return Ok(PathBuf::from(path));
+    }
+    let own = std::env::current_exe().map_err(|error| {
+        ErrorReport::caused_by(ErrorCode::Internal, "cannot tell where bangerd itself is", &error)
+    })?;
+    Ok(own.with_file_name("banger-agent"))
+}
