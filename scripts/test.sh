@@ -34,6 +34,11 @@ else
     summary=$(awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
         END { printf "Summary %d tests run: %d passed, %d failed, %d skipped", passed + failed, passed, failed, ignored }' "$log")
 fi
+echo "== fuzz targets: their corpus, and ten seconds each"
+fuzzed=$(mktemp)
+scripts/fuzz.sh 10 >"$fuzzed" 2>&1 || { status=1; tail -n 40 "$fuzzed"; }
+sed -n 's/^\(fuzz: \)\*not run\*, /\1/p' "$fuzzed" >>"$BANGER_TEST_NOT_RUN"
+rm -f "$fuzzed"
 "$target/debug/picture" compare "$picture" || status=1
 if [ -s "$BANGER_TEST_NOT_RUN" ]; then
     echo
