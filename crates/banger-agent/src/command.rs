@@ -166,10 +166,10 @@ impl Command<'_> {
     fn end_input(&mut self) {
         if self.terminal {
             let Some(master) = &self.stdin else { return };
-            match rustix::io::write(master, &[END_OF_TRANSMISSION]) {
+            // Any other error is a terminal that is gone, and needs no end of input.
+            if let Err(Errno::AGAIN | Errno::INTR) = rustix::io::write(master, &[END_OF_TRANSMISSION]) {
                 // Once there is room.
-                Err(Errno::AGAIN | Errno::INTR) => return,
-                Ok(_) | Err(_) => {}
+                return;
             }
         }
         self.stdin = None;

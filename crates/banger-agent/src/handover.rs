@@ -7,7 +7,7 @@
 //! ```
 //! The pipe's end of file, with no line before it, says that agent and supervisor are gone.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -79,13 +79,11 @@ impl HandOver {
         let doing = || "waiting for the agent to prepare the root".to_owned();
         let file = std::fs::File::from(pipe.as_fd().try_clone_to_owned().doing(doing)?);
         let mut line = Vec::new();
-        for byte in file.take(MAX_LINE).bytes() {
-            match byte.doing(doing)? {
-                b'\n' => return serde_json::from_slice(&line).map_err(io::Error::other).doing(doing),
-                byte => line.push(byte),
-            }
+        io::BufReader::new(file.take(MAX_LINE)).read_until(b'\n', &mut line).doing(doing)?;
+        if line.last() != Some(&b'\n') {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the agent ended")).doing(doing);
         }
-        Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the agent ended")).doing(doing)
+        serde_json::from_slice(&line).map_err(io::Error::other).doing(doing)
     }
 }
 

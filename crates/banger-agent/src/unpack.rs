@@ -28,7 +28,7 @@ const MAX_ENTRIES: u64 = 10_000_000;
 pub(crate) fn serve(session: &Session, directory: &str) -> Outcome {
     let unpacked = Root::open("/")
         .map_err(|error| exec::system(&error))
-        .and_then(|root| Ok(root.make_directories(directory, 0o755).map_err(|error| exec::system(&error))?))
+        .and_then(|root| root.make_directories(directory, 0o755).map_err(|error| exec::system(&error)))
         .and_then(|target| unpack(&target, Input { session }));
     match unpacked {
         Ok((entries, bytes)) => Outcome::Unpacked { entries, bytes },

@@ -1,5 +1,7 @@
 //! Commands through the whole agent, without a guest: the program itself, serving a socket in place of its port.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use std::os::fd::OwnedFd;
@@ -12,6 +14,7 @@ use support::{Host, command, shell};
 
 struct Agent {
     host: Host,
+    socket: UnixStream,
     child: Child,
 }
 
@@ -23,7 +26,8 @@ impl Agent {
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()
             .unwrap();
-        Self { host: Host::connect(ours, 1), child }
+        let socket = ours.try_clone().unwrap();
+        Self { host: Host::connect(ours, 1), socket, child }
     }
 }
 
@@ -222,6 +226,23 @@ fn a_reader_that_is_gone_ends_the_writer() {
     agent.host.client(id).end_input();
     let client = agent.host.finish(id);
     assert_eq!((client.text().as_str(), client.status()), ("xxx", ExitStatus::Code(6)));
+}
+
+#[test]
+fn a_new_connection_goes_on_where_the_last_one_was_cut() {
+    let mut agent = Agent::start();
+    let id = agent.host.exec(shell("seq 1 600000; echo end >&2; exit 9"));
+    // Each new connection finds bytes of the last one in the pipe, and frames cut in the middle.
+    for nonce in 2..6 {
+        let seen = usize::from(nonce) * 300_000;
+        agent.host.until(|host| host.client(id).stdout.len() > seen);
+        let socket = agent.socket.try_clone().unwrap();
+        agent.host.reconnect(socket, nonce);
+    }
+    let client = agent.host.finish(id);
+    let expected: String = (1..=600_000).map(|number| format!("{number}\n")).collect();
+    assert!(client.text() == expected, "{} of {} bytes", client.stdout.len(), expected.len());
+    assert_eq!((client.stderr.as_slice(), client.status()), (&b"end\n"[..], ExitStatus::Code(9)));
 }
 
 #[test]

@@ -64,15 +64,15 @@ impl Host {
     }
 
     /// The same sessions over another connection.
-    pub(crate) fn reconnect(self, socket: UnixStream, nonce: u8) -> Self {
+    pub(crate) fn reconnect(&mut self, socket: UnixStream, nonce: u8) {
         let mut host = Self::connect(socket, nonce);
-        host.clients = self.clients;
+        host.clients = std::mem::take(&mut self.clients);
         host.next = self.next;
         for client in host.clients.values_mut() {
             client.session.on_disconnected();
             client.session.on_connected();
         }
-        host
+        *self = host;
     }
 
     pub(crate) fn open(&mut self, open: &Open) -> SessionId {
