@@ -4,14 +4,18 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use banger_proto::daemon::{Accepted, Empty, JobResult, Request, VmKey};
+use banger_proto::{ErrorCode, ErrorReport};
 use banger_sys::paths::Paths;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::client::{CallError, Client};
-use crate::error::{CliError, io_error};
+use crate::error::CliError;
 use crate::progress::Progress;
 use crate::signals::Interrupts;
 use crate::ui::Ui;
+
+/// Connections in a row that a daemon may take with it to its end.
+const MAX_LOSSES: u32 = 5;
 
 /// A connection, what is needed to make another, and a lease.
 #[derive(Debug)]
@@ -29,8 +33,10 @@ pub(crate) struct Lease(UnixStream);
 
 impl Lease {
     /// A lease, and the end that goes to the daemon.
-    pub(crate) fn new() -> Result<(Self, OwnedFd), CliError> {
-        let (ours, theirs) = UnixStream::pair().map_err(io_error("cannot make a socket pair"))?;
+    pub(crate) fn new() -> Result<(Self, OwnedFd), ErrorReport> {
+        let (ours, theirs) = UnixStream::pair().map_err(|error| {
+            ErrorReport::caused_by(ErrorCode::ResourceExhausted, "cannot make a socket pair", &error)
+        })?;
         Ok((Self(ours), theirs.into()))
     }
 
@@ -82,9 +88,21 @@ impl<'a> Session<'a> {
 
     /// Connects again after the connection was lost, and takes the lease to the new daemon if it is one.
     pub(crate) async fn reconnect(&mut self) -> Result<(), CliError> {
-        self.client = Client::reopen(self.paths).await?;
+        let mut losses = 0;
+        loop {
+            self.client = Client::reopen(self.paths).await?;
+            match self.renew_lease().await {
+                // A daemon that is being killed may lose its connections before its socket, and so take a new one
+                // with it to the end.
+                Err(CallError::Lost) if losses < MAX_LOSSES => losses += 1,
+                renewed => return Ok(renewed?),
+            }
+        }
+    }
+
+    async fn renew_lease(&mut self) -> Result<(), CallError> {
         if let Some((vm, lease)) = self.lease.as_mut().filter(|(_, lease)| lease.is_lost()) {
-            let (ours, theirs) = Lease::new()?;
+            let (ours, theirs) = Lease::new().map_err(CallError::Refused)?;
             let request = Request::VmHold { vm: vm.id.to_string() };
             let Empty {} = self.client.call_with(request, vec![theirs]).await?;
             *lease = ours;

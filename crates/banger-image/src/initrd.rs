@@ -40,6 +40,12 @@ pub enum InitrdError {
     /// A file is too large.
     #[error("{} has more than {MAX_FILE} bytes, the most in an initrd", path.display())]
     TooLarge { path: PathBuf },
+    /// The agent needs libraries, and an initrd has none.
+    #[error(
+        "the guest agent {} is not a static executable; build it with scripts/build-agent.sh",
+        path.display()
+    )]
+    NotStatic { path: PathBuf },
     /// It could not be written.
     #[error("cannot {doing} {}", path.display())]
     Io {
@@ -60,6 +66,9 @@ pub fn ensure_initrd(cache: &Path, kernel: &Kernel, agent: &Path) -> Result<Path
     file.take(MAX_FILE + 1).read_to_end(&mut agent_bytes).map_err(at("read", agent))?;
     if agent_bytes.len() as u64 > MAX_FILE {
         return Err(InitrdError::TooLarge { path: agent.to_owned() });
+    }
+    if !is_static(&agent_bytes) {
+        return Err(InitrdError::NotStatic { path: agent.to_owned() });
     }
     let agent_digest = banger_proto::Digest::from_sha256(Sha256::digest(&agent_bytes).into());
     let mut key = Sha256::new();
@@ -82,6 +91,24 @@ pub fn ensure_initrd(cache: &Path, kernel: &Kernel, agent: &Path) -> Result<Path
     temporary.persist(&path).map_err(|error| at("write", &path)(error.error))?;
     sync_dir(cache).map_err(at("sync", cache))?;
     Ok(path)
+}
+
+/// Whether these bytes are a 64-bit little-endian ELF executable that names no program interpreter (elf(5)): the kernel
+/// would look for that in the initrd, and panic.
+fn is_static(elf: &[u8]) -> bool {
+    const PT_INTERP: u64 = 3;
+    let number = |at: usize, len: usize| -> Option<u64> {
+        let bytes = elf.get(at..at.checked_add(len)?)?;
+        Some(bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    };
+    // e_phoff, e_phentsize and e_phnum, then the p_type of each program header.
+    let interpreters = || {
+        let table = usize::try_from(number(32, 8)?).ok()?;
+        let (size, count) = (usize::try_from(number(54, 2)?).ok()?, usize::try_from(number(56, 2)?).ok()?);
+        let kinds = (0..count).map(|index| number(table.checked_add(index * size)?, 4));
+        kinds.collect::<Option<Vec<u64>>>().map(|kinds| kinds.contains(&PT_INTERP))
+    };
+    elf.starts_with(b"\x7fELF\x02\x01") && interpreters() == Some(false)
 }
 
 fn write(file: &File, agent: &[u8], modules: &[PathBuf]) -> io::Result<()> {
@@ -134,6 +161,21 @@ fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InitrdError
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_static_executable_is_taken_for_an_agent() {
+        let elf = |kind: u8| {
+            let mut elf = vec![0; 64 + 56];
+            elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+            (elf[32], elf[54], elf[56], elf[64]) = (64, 56, 1, kind);
+            elf
+        };
+        assert!(is_static(&elf(1)));
+        assert!(!is_static(&elf(3)));
+        assert!(!is_static(&elf(1)[..64]));
+        assert!(!is_static(b"#!/bin/sh\n"));
+        assert!(!is_static(&fs::read("/bin/true").unwrap()));
+    }
 
     #[test]
     fn the_archive_holds_what_was_promised_and_is_the_same_every_time() {
