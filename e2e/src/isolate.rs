@@ -14,9 +14,9 @@ use anyhow::{Context, bail};
 /// Set for the test that runs inside.
 const INSIDE: &str = "BANGER_TEST_INSIDE";
 /// The address of the host inside the namespace, and of the machine at the other end of its uplink.
-pub const HOST: &str = "198.51.100.2";
+pub const HOST: &str = "203.0.113.2";
 /// See [`HOST`].
-pub const OUTSIDE: &str = "198.51.100.1";
+pub const OUTSIDE: &str = "203.0.113.1";
 
 /// Why tests with VMs cannot run on this machine; `None` where they can.
 pub fn why_not() -> Option<String> {

@@ -1,8 +1,11 @@
 //! Guests reach what is outside, and never the host's own loopback.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, ensure};
 use e2e::isolate::{HOST, OUTSIDE};
@@ -19,28 +22,54 @@ pub(crate) const SERVE_OUTSIDE: &str = "serve-outside";
 
 /// Serves from the other end of the uplink until it is killed.
 pub(crate) fn serve_outside() -> anyhow::Result<()> {
-    serve(OUTSIDE, 8080, "the-greeting\n")?;
+    let _server = Server::start(OUTSIDE, 8080, "the-greeting\n")?;
     println!("ready");
     loop {
         std::thread::park();
     }
 }
 
-/// Serves a word to whoever connects.
-fn serve(address: &str, port: u16, word: &'static str) -> anyhow::Result<u16> {
-    let listener = TcpListener::bind((address, port)).with_context(|| format!("listening on {address}"))?;
-    let port = listener.local_addr()?.port();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            // A client that has gone wants no word.
-            let _ = stream.write_all(word.as_bytes());
+/// Serves a word to whoever connects, until it is dropped.
+struct Server {
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(address: &str, port: u16, word: &'static str) -> anyhow::Result<Self> {
+        let listener =
+            TcpListener::bind((address, port)).with_context(|| format!("listening on {address}"))?;
+        let address = listener.local_addr()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                if stopped.load(Ordering::SeqCst) {
+                    return;
+                }
+                // A client that has gone wants no word.
+                let _ = stream.write_all(word.as_bytes());
+            }
+        });
+        Ok(Self { address, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // Wakes it up; where that fails it has ended already.
+        if TcpStream::connect(self.address).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
         }
-    });
-    Ok(port)
+    }
 }
 
 fn loopback(world: &mut World) -> anyhow::Result<()> {
-    let secret = serve("127.0.0.1", 0, "the-secret\n")?;
+    let secret = Server::start("127.0.0.1", 0, "the-secret\n")?;
     // One that the guest may reach, so that a network that does not work at all is no pass.
     let mut server = Command::new("ip")
         .args(["netns", "exec", "outside"])
@@ -79,7 +108,7 @@ fn loopback(world: &mut World) -> anyhow::Result<()> {
     let resolver =
         routes.split_whitespace().skip_while(|word| *word != "nameserver").nth(1).context("no resolver")?;
     for address in ["127.0.0.1", "10.0.2.2", HOST, gateway, resolver] {
-        let got = get(address, secret)?;
+        let got = get(address, secret.address.port())?;
         ensure!(got.stdout.is_empty(), "the guest read {:?} at {address}", got.text());
     }
     server.kill()?;

@@ -22,12 +22,13 @@ fn run_line<'a>(more: &[&'a str]) -> Vec<&'a str> {
     line
 }
 
-/// Replaces /init: a program that the kernel cannot execute makes it panic.
+/// Replaces /init: a pid 1 that ends makes the kernel panic.
 fn panics(world: &mut World) -> anyhow::Result<()> {
-    let init = world.dir.join("no-init");
-    std::fs::write(&init, "neither a program nor a script\n")?;
-    isolate::run("chmod", &["755", init.to_str().context("no text")?])?;
-    world.env = vec![("BANGER_AGENT".to_owned(), init.display().to_string())];
+    let (source, init) = (world.dir.join("no-init.c"), world.dir.join("no-init"));
+    std::fs::write(&source, "int main(void) { return 0; }\n")?;
+    let (from, to) = (source.to_str().context("no text")?, init.to_str().context("no text")?);
+    isolate::run("cc", &["-static", "-O1", "-o", to, from])?;
+    world.env = vec![("BANGER_AGENT".to_owned(), to.to_owned())];
     let ran = world.run(&run_line(&["--timeout", "20", "--", "true"]))?;
     ensure!(ran.status == 125, "status {}: {}", ran.status, ran.stderr);
     let panic_line = ran.stderr.lines().any(|line| line.contains("Kernel panic"));
@@ -35,6 +36,7 @@ fn panics(world: &mut World) -> anyhow::Result<()> {
     ensure!(world.vms()?.is_empty(), "the VM is left");
     forget_kept_console(world, &ran.stderr)?;
     std::fs::remove_file(&init)?;
+    std::fs::remove_file(&source)?;
     Ok(())
 }
 

@@ -78,6 +78,7 @@ impl Services {
     /// Writes down what is in flight and lets go of every VM; they run on. No call may follow.
     pub async fn close(&self) {
         self.drivers.detach().await;
+        self.drivers.world().store.close().await;
     }
 
     /// `Status`.

@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 pub use error::StoreError;
 pub use schema::LATEST;
 pub use writer::Durability;
-use writer::{Call, Task};
+use writer::{Call, Close, Task};
 
 /// How long SQLite waits for another process that holds the file (doctor, a backup), before it gives up.
 const BUSY: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ impl Store {
         let (calls, queue) = mpsc::channel();
         std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || writer::serve(&conn, &queue))
+            .spawn(move || writer::serve(conn, &queue))
             .map_err(|_| StoreError::Closed)?;
         Ok(Self { calls })
     }
@@ -81,7 +81,17 @@ impl Store {
         self.begin(durability, work).await.map_err(|_| StoreError::Closed)?
     }
 
-    /// The same without waiting: calls are done in the order in which they were begun.
+    /// Commits what was called and closes the file, whatever handles there still are; a later call fails with
+    /// [`StoreError::Closed`]. Returns when it is closed.
+    pub async fn close(&self) {
+        let (closed, done) = oneshot::channel();
+        // Fails only where it is closed already.
+        if self.calls.send(Box::new(Close(Some(closed)))).is_ok() {
+            let _ = done.await;
+        }
+    }
+
+    /// [`Self::call`] without waiting: calls are done in the order in which they were begun.
     pub fn begin<T: Send + 'static>(
         &self,
         durability: Durability,

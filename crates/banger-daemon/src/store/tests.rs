@@ -229,3 +229,16 @@ async fn a_full_disk_is_said_and_loses_nothing() {
         .unwrap();
     store.call(Durability::Host, |conn| content::put_image(conn, &image("more"))).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_closed_store_is_one_file_and_takes_no_calls() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("banger.db");
+    let store = Store::open(&path).unwrap();
+    store.call(Durability::Process, |_| Ok(())).await.unwrap();
+    let other = store.clone();
+    store.close().await;
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert!(matches!(other.call(Durability::Process, |_| Ok(())).await, Err(StoreError::Closed)));
+    other.close().await;
+}

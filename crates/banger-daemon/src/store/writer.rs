@@ -28,6 +28,29 @@ pub(super) trait Task: Send {
     fn durability(&self) -> Durability;
     fn run(&mut self, conn: &Connection) -> Result<(), StoreError>;
     fn finish(self: Box<Self>, failure: Option<StoreError>);
+    /// Whom to tell that the file is closed, for the task that is the last.
+    fn close(&mut self) -> Option<oneshot::Sender<()>> {
+        None
+    }
+}
+
+/// The end: what was called before is committed, then the file is closed.
+pub(super) struct Close(pub(super) Option<oneshot::Sender<()>>);
+
+impl Task for Close {
+    fn durability(&self) -> Durability {
+        Durability::Host
+    }
+
+    fn run(&mut self, _: &Connection) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, _: Option<StoreError>) {}
+
+    fn close(&mut self) -> Option<oneshot::Sender<()>> {
+        self.0.take()
+    }
 }
 
 pub(super) struct Call<T, F> {
@@ -62,8 +85,8 @@ where
     }
 }
 
-/// Serves until every handle is gone.
-pub(super) fn serve(conn: &Connection, calls: &mpsc::Receiver<Box<dyn Task>>) {
+/// Serves until every handle is gone or the store is closed. SQLite then takes its write-ahead log into the file.
+pub(super) fn serve(conn: Connection, calls: &mpsc::Receiver<Box<dyn Task>>) {
     let mut durable = Durability::Process;
     while let Ok(first) = calls.recv() {
         let mut batch = vec![first];
@@ -73,7 +96,14 @@ pub(super) fn serve(conn: &Connection, calls: &mpsc::Receiver<Box<dyn Task>>) {
                 Err(_) => break,
             }
         }
-        commit(conn, batch, &mut durable);
+        let closing = batch.iter_mut().find_map(|task| task.close());
+        commit(&conn, batch, &mut durable);
+        if let Some(closed) = closing {
+            drop(conn);
+            // Whoever waited for it may have been dropped.
+            let _ = closed.send(());
+            return;
+        }
     }
 }
 
