@@ -150,6 +150,7 @@ fn newer_store(world: &mut World) -> anyhow::Result<()> {
     ensure!(std::fs::read(&path)? == vec![b'x'; 8192], "the file was changed");
     std::fs::write(&path, &old)?;
     world.ok(&["vm", "list"])?;
+    world.ok(&["daemon", "stop"])?;
     let left: Vec<_> =
         world.leaks(Duration::from_secs(5))?.into_iter().filter(|d| d.kind == "file").collect();
     ensure!(left.is_empty(), "{}", leaks::report(&left));

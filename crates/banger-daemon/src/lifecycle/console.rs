@@ -14,12 +14,17 @@ const CHUNK: u64 = 256 * 1024;
 /// Longer lines are cut, in characters.
 const WIDTH: usize = 200;
 
-/// The last lines of a log, printable; empty where there is none.
+/// The last lines of a log, printable; empty where there is none. Where the kernel gave up they begin a little before it
+/// says so, because the trace that follows can be long.
 pub fn last_lines(log: &Path, count: usize) -> Vec<String> {
     let text = read_tail(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<String> = text.split('\n').map(printable).filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(count)..].to_vec()
+    let panicked =
+        lines.iter().rposition(|line| line.as_bytes().windows(PANIC.len()).any(|part| part == PANIC));
+    let end = lines.len().saturating_sub(count);
+    let start = panicked.map_or(end, |panic| end.min(panic.saturating_sub(count / 4)));
+    lines.into_iter().skip(start).take(count).collect()
 }
 
 /// Whether a panic is among a log's last lines.
@@ -136,6 +141,18 @@ mod tests {
         assert_eq!(lines[2].chars().count(), WIDTH + 3);
         assert!(lines[3].ends_with("no text"));
         assert!(lines.iter().all(|line| !line.contains('\x1b')));
+    }
+
+    #[test]
+    fn a_long_trace_does_not_hide_the_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("console.log");
+        let trace = (0..90).map(|line| format!("trace {line}\n"));
+        let text: String =
+            std::iter::once("before\nKernel panic - not syncing: so\n".to_owned()).chain(trace).collect();
+        std::fs::write(&log, text).unwrap();
+        let lines = last_lines(&log, 8);
+        assert_eq!((lines.len(), lines[0].as_str(), lines[7].as_str()), (8, "before", "trace 5"));
     }
 
     #[test]
