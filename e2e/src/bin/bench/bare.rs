@@ -154,7 +154,7 @@ pub(crate) fn until_first_byte(machine: &Machine, dir: &Path) -> anyhow::Result<
 
 /// Until systemd says on the console that it has reached this target.
 pub(crate) fn until_target(machine: &Machine, dir: &Path, target: &str) -> anyhow::Result<Duration> {
-    // The last option wins. A few kilobytes of status cost a fraction of a percent, in banger's disfavour or none.
+    // The last option wins. Status lines cost this reference a little that banger's own boot does not pay.
     let mut running = machine.start(dir, "systemd.show_status=yes")?;
     let mut port = running.port.take().context("no port")?;
     configure(&mut port)?;
