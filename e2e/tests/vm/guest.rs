@@ -30,6 +30,10 @@ fn systemd(world: &mut World) -> anyhow::Result<()> {
         let ran = world.run(&["vm", "exec", "deb", "--", "cat", "/proc/sys/kernel/random/boot_id"])?;
         Ok(ran.status == 0 && ran.text() != boot)
     })?;
+    // After a reboot the agent answers before systemd does.
+    world.until("systemd is up again", || {
+        Ok(world.run(&["vm", "exec", "deb", "--", "systemctl", "is-system-running"])?.text() == "running")
+    })?;
     world.run(&["vm", "exec", "deb", "--", "systemctl", "poweroff"])?;
     world.await_state("deb", "stopped")
 }
