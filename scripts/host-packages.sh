@@ -64,7 +64,8 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 # A mirror that is briefly away is no reason to stop: the lists on the machine may do.
 apt update >"$log" 2>&1 || tail -n 5 "$log" >&2
-if apt install --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
+# Nothing that is there may go: to make room for one half of QEMU, apt would remove the other.
+if apt install --no-install-recommends --no-remove "${missing[@]}" >"$log" 2>&1; then
     exit 0
 fi
 
@@ -89,7 +90,7 @@ if [ -n "$version" ] && [ "$version" != "(none)" ] && [[ " ${missing[*]} " == *"
     for package in "${missing[@]}"; do
         [[ $package == qemu-* ]] || others+=("$package")
     done
-    if apt install --no-install-recommends --allow-downgrades "${pinned[@]}" "${others[@]}" >"$log" 2>&1; then
+    if apt install --no-install-recommends --no-remove --allow-downgrades "${pinned[@]}" "${others[@]}" >"$log" 2>&1; then
         exit 0
     fi
 fi
