@@ -374,5 +374,10 @@ pub(crate) fn ago(seconds: i64) -> String {
     }
 }
 
+/// A time for people: when, and how long ago.
+pub(crate) fn when(seconds: i64) -> String {
+    format!("{} ({} ago)", time(seconds), ago(seconds))
+}
+
 #[cfg(test)]
 mod tests;

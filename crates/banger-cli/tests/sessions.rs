@@ -1,9 +1,9 @@
 //! `vm exec` and `vm run` against a fake daemon: bytes and statuses are exact, whatever connection is cut, and `--rm` holds.
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
+mod environment;
 mod fake;
 
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use fake::{Fake, pattern};
@@ -22,20 +22,7 @@ impl World {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let dir: &Path = self.dir.path();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_banger"));
-        command
-            .args(args)
-            .env_clear()
-            .env("HOME", dir)
-            .env("PATH", "/usr/bin:/bin")
-            .env("BANGER_RUNTIME_DIR", dir.join("run"))
-            .env("BANGER_STATE_DIR", dir.join("state"))
-            .env("BANGER_CACHE_DIR", dir.join("cache"))
-            .env("BANGER_CONFIG", dir.join("config.toml"))
-            .env("BANGER_DAEMON", "/nonexistent/bangerd")
-            .stdin(Stdio::null());
-        command
+        environment::banger(self.dir.path(), args)
     }
 
     fn run(&self, args: &[&str]) -> Output {

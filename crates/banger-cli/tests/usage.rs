@@ -1,28 +1,16 @@
 //! What is refused without a daemon: exit status, streams, and the sentence.
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
-use assert_cmd::Command;
-use std::path::Path;
+mod environment;
 
-/// banger in an environment of its own, where no daemon can be started.
-fn banger(dir: &Path) -> Command {
-    let mut command = Command::cargo_bin("banger").unwrap();
-    command
-        .env_clear()
-        .env("HOME", dir)
-        .env("PATH", "/usr/bin:/bin")
-        .env("BANGER_RUNTIME_DIR", dir.join("run"))
-        .env("BANGER_STATE_DIR", dir.join("state"))
-        .env("BANGER_CACHE_DIR", dir.join("cache"))
-        .env("BANGER_CONFIG", dir.join("config.toml"))
-        .env("BANGER_DAEMON", "/nonexistent/bangerd")
-        .current_dir(dir);
-    command
-}
+use std::path::Path;
+use std::process::Command;
+
+use environment::banger;
 
 /// Runs it and returns status, stdout and stderr.
 fn run(dir: &Path, args: &[&str]) -> (i32, String, String) {
-    let output = banger(dir).args(args).output().unwrap();
+    let output = banger(dir, args).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
@@ -140,15 +128,14 @@ fn what_needs_no_daemon_works_without_one() {
 #[test]
 fn completion_offers_names_and_starts_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let output = banger(dir.path())
+    let output = banger(dir.path(), &["--", "banger", "image", "build", "deb"])
         .env("COMPLETE", "fish")
-        .args(["--", "banger", "image", "build", "deb"])
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("debian-bookworm-minimal"), "{text}");
     let output =
-        banger(dir.path()).env("COMPLETE", "fish").args(["--", "banger", "vm", "show", ""]).output().unwrap();
+        banger(dir.path(), &["--", "banger", "vm", "show", ""]).env("COMPLETE", "fish").output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty());
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was made");
 }
@@ -170,14 +157,10 @@ fn a_daemon_that_fails_is_quoted_and_inherits_nothing() {
     std::fs::write(&daemon, "#!/bin/sh\nls /proc/self/fd >&2\necho no luck at all >&2\nexit 3\n").unwrap();
     std::fs::set_permissions(&daemon, std::fs::Permissions::from_mode(0o755)).unwrap();
     // The shell gives banger descriptor 7, as a caller that holds a lock does.
-    let output = std::process::Command::new("/bin/sh")
-        .args(["-c", &format!("exec 7</dev/null; exec {} ps", env!("CARGO_BIN_EXE_banger"))])
-        .env("BANGER_RUNTIME_DIR", dir.path().join("run"))
-        .env("BANGER_STATE_DIR", dir.path().join("state"))
-        .env("BANGER_CACHE_DIR", dir.path().join("cache"))
-        .env("BANGER_DAEMON", &daemon)
-        .output()
-        .unwrap();
+    let mut shell = Command::new("/bin/sh");
+    environment::dress(&mut shell, dir.path());
+    let line = format!("exec 7</dev/null; exec {} ps", env!("CARGO_BIN_EXE_banger"));
+    let output = shell.args(["-c", &line]).env("BANGER_DAEMON", &daemon).output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{err}");
     assert!(err.contains("it ended with status 3") && err.contains("no luck at all"), "{err}");

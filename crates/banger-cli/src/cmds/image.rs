@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use banger_proto::catalog::{IMAGES, ImageRecipe};
-use banger_proto::daemon::{Empty, ImageInfo, ImageList, JobResult, Request};
+use banger_proto::daemon::{ImageInfo, ImageList, JobResult, Request};
 use banger_proto::{ErrorCode, ErrorReport, ImageName};
 use clap::{Args, Subcommand, ValueHint};
 
+use super::content;
 use crate::build;
 use crate::context::Context;
 use crate::doc::{self, document};
@@ -217,24 +218,7 @@ impl Show {
 
 impl Delete {
     async fn run(self, context: &Context) -> Result<u8, CliError> {
-        let mut session = context.session().await?;
-        let mut deleted = Vec::new();
-        let mut code = 0;
-        for image in self.images {
-            match session.client.call::<Empty>(Request::ImageDelete { image: image.clone() }).await {
-                Ok(Empty {}) => deleted.push(image.to_string()),
-                Err(error) => {
-                    context.ui.error(&error.into());
-                    code = 1;
-                }
-            }
-        }
-        if self.json {
-            context.ui.json(&document(doc::Deleted { deleted }))?;
-        } else if !deleted.is_empty() {
-            context.ui.data(&format!("{}\n", deleted.join("\n")))?;
-        }
-        Ok(code)
+        content::delete(context, self.images, |image| Request::ImageDelete { image }, self.json).await
     }
 }
 
@@ -243,15 +227,14 @@ fn print(context: &Context, image: &ImageInfo, json: bool) -> Result<u8, CliErro
         context.ui.json(&document(doc::OneImage { image: image.into() }))?;
         return Ok(0);
     }
-    let used_by: Vec<&str> = image.used_by.iter().map(|name| name.as_str()).collect();
     let rows = [
         ("name", image.name.to_string()),
         ("digest", image.digest.to_string()),
         ("size", image.size.to_string()),
         ("disk used", image.disk_used.to_string()),
         ("source", image.source.clone()),
-        ("made", format!("{} ({} ago)", doc::time(image.created_at), doc::ago(image.created_at))),
-        ("used by", if used_by.is_empty() { "no VM".to_owned() } else { used_by.join(", ") }),
+        ("made", doc::when(image.created_at)),
+        ("used by", content::used_by(&image.used_by)),
     ];
     super::vm::fields(context.ui, &rows)?;
     Ok(0)

@@ -1,9 +1,10 @@
 //! `banger kernel`
 
 use banger_proto::KernelName;
-use banger_proto::daemon::{Empty, JobResult, KernelInfo, KernelList, Request};
+use banger_proto::daemon::{JobResult, KernelInfo, KernelList, Request};
 use clap::{Args, Subcommand};
 
+use super::content;
 use crate::context::Context;
 use crate::doc::{self, document};
 use crate::error::CliError;
@@ -166,24 +167,7 @@ impl Show {
 
 impl Delete {
     async fn run(self, context: &Context) -> Result<u8, CliError> {
-        let mut session = context.session().await?;
-        let mut deleted = Vec::new();
-        let mut code = 0;
-        for kernel in self.kernels {
-            match session.client.call::<Empty>(Request::KernelDelete { kernel: kernel.clone() }).await {
-                Ok(Empty {}) => deleted.push(kernel.to_string()),
-                Err(error) => {
-                    context.ui.error(&error.into());
-                    code = 1;
-                }
-            }
-        }
-        if self.json {
-            context.ui.json(&document(doc::Deleted { deleted }))?;
-        } else if !deleted.is_empty() {
-            context.ui.data(&format!("{}\n", deleted.join("\n")))?;
-        }
-        Ok(code)
+        content::delete(context, self.kernels, |kernel| Request::KernelDelete { kernel }, self.json).await
     }
 }
 
@@ -193,7 +177,6 @@ fn print(context: &Context, kernel: &KernelInfo, json: bool) -> Result<u8, CliEr
         return Ok(0);
     }
     let package = kernel.package_digest.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
-    let used_by: Vec<&str> = kernel.used_by.iter().map(|name| name.as_str()).collect();
     let rows = [
         ("name", kernel.name.to_string()),
         ("release", kernel.release.clone()),
@@ -201,8 +184,8 @@ fn print(context: &Context, kernel: &KernelInfo, json: bool) -> Result<u8, CliEr
         ("package", package),
         ("source", kernel.source.clone()),
         ("disk used", kernel.disk_used.to_string()),
-        ("pulled", format!("{} ({} ago)", doc::time(kernel.created_at), doc::ago(kernel.created_at))),
-        ("used by", if used_by.is_empty() { "no VM".to_owned() } else { used_by.join(", ") }),
+        ("pulled", doc::when(kernel.created_at)),
+        ("used by", content::used_by(&kernel.used_by)),
     ];
     super::vm::fields(context.ui, &rows)?;
     Ok(0)

@@ -100,7 +100,7 @@ fn rows(vm: &VmInfo) -> Vec<(&'static str, String)> {
     if vm.ephemeral {
         rows.push(("ends", "deleted with the command that made it".to_owned()));
     }
-    rows.push(("created", format!("{} ({} ago)", doc::time(vm.created_at), doc::ago(vm.created_at))));
+    rows.push(("created", doc::when(vm.created_at)));
     rows.push(("console", vm.console_log.clone()));
     rows
 }
