@@ -10,8 +10,10 @@
 //! ```
 //!
 //! It is not compressed: an emulated machine would take longer to decompress it than to copy it. Files are
-//! kept in a cache by the digest of everything that goes in, so a file there is right or not there.
+//! kept in a cache, `<kernel>/<digest of everything that goes in>.cpio`, so a file there is right or not there, and
+//! those that no kernel or no present agent needs can be told from the others.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -59,38 +61,100 @@ pub enum InitrdError {
 /// The initrd of this kernel and this agent, from the cache directory or made now. Two callers at once are
 /// harmless: both write the same bytes, and a rename decides.
 pub fn ensure_initrd(cache: &Path, kernel: &Kernel, agent: &Path) -> Result<PathBuf, InitrdError> {
-    let modules = kernel.boot_modules();
     // Read once: what is hashed is what is written, also while somebody replaces the file.
-    let mut agent_bytes = Vec::new();
-    let file = File::open(agent).map_err(at("open", agent))?;
-    file.take(MAX_FILE + 1).read_to_end(&mut agent_bytes).map_err(at("read", agent))?;
-    if agent_bytes.len() as u64 > MAX_FILE {
-        return Err(InitrdError::TooLarge { path: agent.to_owned() });
+    let agent = read_agent(agent)?;
+    let dir = of_kernel(cache, kernel.digest());
+    let path = dir.join(file_name(kernel, &agent));
+    if path.is_file() {
+        return Ok(path);
     }
-    if !is_static(&agent_bytes) {
-        return Err(InitrdError::NotStatic { path: agent.to_owned() });
+    DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at("make", &dir))?;
+    let temporary = tempfile::NamedTempFile::new_in(&dir).map_err(at("write in", &dir))?;
+    let written = write(temporary.as_file(), &agent, &kernel.boot_modules());
+    written.and_then(|()| temporary.as_file().sync_all()).map_err(at("write", &path))?;
+    temporary.persist(&path).map_err(|error| at("write", &path)(error.error))?;
+    sync_dir(&dir).map_err(at("sync", &dir))?;
+    Ok(path)
+}
+
+/// Removes whatever is in the cache directory and is not the initrd of one of these kernels and this agent, and says
+/// how many files that were. No start may be under way.
+pub fn prune_initrds(cache: &Path, kernels: &[Kernel], agent: &Path) -> Result<usize, InitrdError> {
+    let there = files_below(cache)?;
+    if there.is_empty() {
+        return Ok(0);
     }
-    let agent_digest = banger_proto::Digest::from_sha256(Sha256::digest(&agent_bytes).into());
+    let agent = read_agent(agent)?;
+    let needed = |kernel: &Kernel| of_kernel(cache, kernel.digest()).join(file_name(kernel, &agent));
+    let needed: BTreeSet<PathBuf> = kernels.iter().map(needed).collect();
+    let mut removed = 0;
+    for path in there.iter().filter(|path| !needed.contains(*path)) {
+        fs::remove_file(path).map_err(at("remove", path))?;
+        removed += 1;
+        // The last file of a kernel takes its directory along.
+        if let Some(dir) = path.parent().filter(|dir| *dir != cache) {
+            let _ = fs::remove_dir(dir);
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes every initrd of a kernel, which no VM may use any more.
+pub fn remove_initrds(cache: &Path, kernel: &banger_proto::Digest) -> Result<(), InitrdError> {
+    let dir = of_kernel(cache, kernel);
+    match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", &dir)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn of_kernel(cache: &Path, kernel: &banger_proto::Digest) -> PathBuf {
+    cache.join(kernel.hex())
+}
+
+/// The name says everything that the bytes depend on.
+fn file_name(kernel: &Kernel, agent: &[u8]) -> String {
+    let agent = banger_proto::Digest::from_sha256(Sha256::digest(agent).into());
     let mut key = Sha256::new();
-    for part in [FORMAT, kernel.digest().as_str(), agent_digest.as_str()] {
+    for part in [FORMAT, kernel.digest().as_str(), agent.as_str()] {
         key.update(part);
         key.update([0]);
     }
     for module in &kernel.manifest().boot_modules {
         key.update(format!("{}\0{}\0", module.file, module.digest));
     }
-    let name = banger_proto::Digest::from_sha256(key.finalize().into());
-    let path = cache.join(format!("{}.cpio", name.hex()));
-    if path.is_file() {
-        return Ok(path);
+    format!("{}.cpio", banger_proto::Digest::from_sha256(key.finalize().into()).hex())
+}
+
+/// The files of a directory and of the directories in it.
+fn files_below(cache: &Path) -> Result<Vec<PathBuf>, InitrdError> {
+    let mut files = Vec::new();
+    for path in list(cache)? {
+        if path.is_dir() { files.extend(list(&path)?) } else { files.push(path) }
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(cache).map_err(at("make", cache))?;
-    let temporary = tempfile::NamedTempFile::new_in(cache).map_err(at("write in", cache))?;
-    let written = write(temporary.as_file(), &agent_bytes, &modules);
-    written.and_then(|()| temporary.as_file().sync_all()).map_err(at("write", &path))?;
-    temporary.persist(&path).map_err(|error| at("write", &path)(error.error))?;
-    sync_dir(cache).map_err(at("sync", cache))?;
-    Ok(path)
+    Ok(files)
+}
+
+/// What a directory holds; nothing where there is none.
+fn list(dir: &Path) -> Result<Vec<PathBuf>, InitrdError> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(at("list", dir))?,
+    };
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(at("list", dir))).collect()
+}
+
+fn read_agent(path: &Path) -> Result<Vec<u8>, InitrdError> {
+    let mut agent = Vec::new();
+    let file = File::open(path).map_err(at("open", path))?;
+    file.take(MAX_FILE + 1).read_to_end(&mut agent).map_err(at("read", path))?;
+    if agent.len() as u64 > MAX_FILE {
+        return Err(InitrdError::TooLarge { path: path.to_owned() });
+    }
+    if !is_static(&agent) {
+        return Err(InitrdError::NotStatic { path: path.to_owned() });
+    }
+    Ok(agent)
 }
 
 /// Whether these bytes are a 64-bit little-endian ELF executable that names no program interpreter (elf(5)): the kernel
@@ -161,15 +225,71 @@ fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InitrdError
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{KernelManifest, digest_file};
+    use banger_proto::ByteSize;
+
+    /// An executable whose only program header is of this kind.
+    fn elf(kind: u8) -> Vec<u8> {
+        let mut elf = vec![0; 64 + 56];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        (elf[32], elf[54], elf[56], elf[64]) = (64, 56, 1, kind);
+        elf
+    }
+
+    /// A kernel without modules whose bytes are these.
+    fn kernel(store: &crate::Store, bytes: &[u8]) -> Kernel {
+        let staging = store.stage().unwrap();
+        let mut digests = Vec::new();
+        for path in [staging.vmlinux(), staging.modules_drive()] {
+            fs::write(&path, bytes).unwrap();
+            digests.push(digest_file(&path, &crate::Silent).unwrap());
+        }
+        fs::create_dir(staging.boot_modules()).unwrap();
+        let [(digest, size), (modules_digest, modules_size)] = &digests[..] else { panic!() };
+        let manifest = KernelManifest {
+            schema: KernelManifest::SCHEMA,
+            digest: digest.clone(),
+            size: ByteSize::bytes(*size),
+            release: "6.1-test".into(),
+            modules_digest: modules_digest.clone(),
+            modules_size: ByteSize::bytes(*modules_size),
+            boot_modules: Vec::new(),
+            package: None,
+            source: "test".into(),
+            created_at: 1,
+        };
+        store.commit_kernel(staging, manifest).unwrap()
+    }
+
+    #[test]
+    fn initrds_of_kernels_and_agents_that_are_no_more_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::Store::open(&dir.path().join("store")).unwrap();
+        let (one, two) = (kernel(&store, b"one"), kernel(&store, b"two"));
+        let (cache, agent) = (dir.path().join("initrds"), dir.path().join("agent"));
+        assert_eq!(prune_initrds(&cache, &[], &agent).unwrap(), 0, "nothing is there, and nothing is needed");
+
+        fs::write(&agent, elf(1)).unwrap();
+        let old = [&one, &two].map(|kernel| ensure_initrd(&cache, kernel, &agent).unwrap());
+        fs::write(&agent, elf(2)).unwrap();
+        let new = [&one, &two].map(|kernel| ensure_initrd(&cache, kernel, &agent).unwrap());
+        assert_eq!(new[0], ensure_initrd(&cache, &one, &agent).unwrap());
+        let stray =
+            [cache.join("as-earlier-versions-named-them.cpio"), new[0].with_extension("half-written")];
+        stray.iter().for_each(|path| fs::write(path, "").unwrap());
+        let there = || old.iter().chain(&new).chain(&stray).map(|path| path.exists()).collect::<Vec<_>>();
+
+        assert_eq!(prune_initrds(&cache, &[one.clone(), two.clone()], &agent).unwrap(), 4);
+        assert_eq!(there(), [false, false, true, true, false, false]);
+        remove_initrds(&cache, two.digest()).unwrap();
+        remove_initrds(&cache, two.digest()).unwrap();
+        assert_eq!(there(), [false, false, true, false, false, false]);
+        assert_eq!(prune_initrds(&cache, &[two], &agent).unwrap(), 1);
+        assert_eq!(fs::read_dir(&cache).unwrap().count(), 0, "an empty directory is left");
+    }
 
     #[test]
     fn only_a_static_executable_is_taken_for_an_agent() {
-        let elf = |kind: u8| {
-            let mut elf = vec![0; 64 + 56];
-            elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
-            (elf[32], elf[54], elf[56], elf[64]) = (64, 56, 1, kind);
-            elf
-        };
         assert!(is_static(&elf(1)));
         assert!(!is_static(&elf(3)));
         assert!(!is_static(&elf(1)[..64]));

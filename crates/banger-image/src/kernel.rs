@@ -124,7 +124,7 @@ pub fn find(name: &str) -> Option<&'static CatalogEntry> {
 }
 
 /// Pulls the newest kernel of an entry into the store: as any user, with the host's apt-get, dpkg-deb and
-/// depmod. `cache` is a directory for apt's state, kept between pulls; one pull at a time uses it.
+/// depmod. `cache` is a directory for apt's state, worth keeping after a pull that failed. One pull at a time uses it.
 pub fn pull(
     store: &Store,
     cache: &Path,

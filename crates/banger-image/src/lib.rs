@@ -19,6 +19,6 @@ pub mod kernel;
 mod progress;
 pub mod store;
 
-pub use initrd::ensure_initrd;
+pub use initrd::{ensure_initrd, prune_initrds, remove_initrds};
 pub use progress::{Progress, Silent};
 pub use store::{Image, Kernel, Store};

@@ -29,12 +29,28 @@ pub struct Library {
 type Key = (Digest, u64, u64, i64, i64);
 
 impl Library {
-    /// The library of this user. `agent` is the guest agent's executable.
+    /// The library of this user. `agent` is the guest agent's executable. Initrds of kernels and agents that are no
+    /// more are removed: the daemon's lock must be held, and no start be under way.
     pub fn open(paths: &Paths, agent: PathBuf) -> Result<Self, ErrorReport> {
         let store = banger_image::Store::open(&paths.state).map_err(|error| {
             ErrorReport::caused_by(ErrorCode::Internal, "cannot open the store of images and kernels", &error)
         })?;
-        Ok(Self { store, initrds: paths.cache.join("initrds"), agent, made: Arc::default() })
+        let library = Self { store, initrds: paths.cache.join("initrds"), agent, made: Arc::default() };
+        library.prune();
+        Ok(library)
+    }
+
+    /// A kernel that cannot be used boots nothing, and an agent that cannot be used is an error of the next start.
+    fn prune(&self) {
+        let kernels = self.store.kernels().unwrap_or_default();
+        let kernels: Vec<_> = kernels.iter().filter_map(|digest| self.store.kernel(digest).ok()).collect();
+        match banger_image::prune_initrds(&self.initrds, &kernels, &self.agent) {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "removed initrds that no kernel needs with this agent"),
+            Err(error) => tracing::warn!(
+                error = %banger_proto::error::chain(&error).join(": "), "cannot remove old initrds"
+            ),
+        }
     }
 
     fn boot(&self, digest: &Digest) -> Result<BootFiles, ErrorReport> {
@@ -115,8 +131,15 @@ impl Contents for Library {
     }
 
     async fn remove_kernel(&self, kernel: &Digest) -> Result<(), ErrorReport> {
-        let (store, digest) = (self.store.clone(), kernel.clone());
-        blocking(move || removed("kernel", &digest, store.delete_kernel(&digest))).await
+        let (library, digest) = (self.clone(), kernel.clone());
+        blocking(move || {
+            if let Err(error) = banger_image::remove_initrds(&library.initrds, &digest) {
+                tracing::warn!(%digest, error = %banger_proto::error::chain(&error).join(": "),
+                    "cannot remove the initrds of a kernel");
+            }
+            removed("kernel", &digest, library.store.delete_kernel(&digest))
+        })
+        .await
     }
 }
 

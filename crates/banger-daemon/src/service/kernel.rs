@@ -19,22 +19,25 @@ impl Services {
     /// `KernelPull`; one that is there is refused unless it is to be replaced.
     pub async fn kernel_pull(&self, kernel: KernelName, replace: bool) -> Result<Accepted, ErrorReport> {
         let entry = kernel::find(kernel.as_str()).ok_or_else(|| missing(&kernel))?;
-        if !replace && self.kernel_row(&kernel).await?.is_some() {
-            return Err(ErrorReport::new(
-                ErrorCode::AlreadyExists,
-                format!("cannot pull the kernel '{kernel}'"),
-            )
-            .cause("it is in the store already")
-            .hint(format!("banger kernel show {kernel}")));
+        if !replace && kernel_row(&self.drivers, &kernel).await?.is_some() {
+            return Err(there_already(&kernel));
         }
         let job = Arc::new(self.jobs.begin(JobKind::KernelPull, None).await?);
         let accepted = Accepted { job: job.id().clone(), vm: None };
-        let (drivers, library) = (self.drivers.clone(), self.library.clone());
-        let cache = self.drivers.world().paths.cache.join("apt");
+        let (drivers, library, pulls) = (self.drivers.clone(), self.library.clone(), self.pulls.clone());
         tokio::spawn(async move {
-            let progress = JobProgress(job.clone());
-            let pulled = pull(&drivers, library, cache, entry, kernel.clone(), progress).await;
-            let result = match pulled {
+            let pulled = async {
+                let _turn = tokio::select! {
+                    turn = pulls.lock() => turn,
+                    why = job.cancel().cancelled() => return Err(why),
+                };
+                // The one before may have been for the same kernel.
+                if !replace && kernel_row(&drivers, &kernel).await?.is_some() {
+                    return Err(there_already(&kernel));
+                }
+                pull(&drivers, library, entry, kernel.clone(), JobProgress(job.clone())).await
+            };
+            let result = match pulled.await {
                 Ok(kernel) => JobResult::Kernel { kernel },
                 Err(mut error) => {
                     error.message = format!("cannot pull the kernel '{kernel}'");
@@ -95,42 +98,45 @@ impl Services {
         Ok(())
     }
 
-    async fn kernel_row(&self, name: &KernelName) -> Result<Option<KernelRecord>, ErrorReport> {
-        let wanted = name.clone();
-        let read = self
-            .drivers
-            .world()
-            .store
-            .call(Durability::Process, move |conn| content::find_kernel(conn, &wanted));
-        read.await.map_err(|error| error.report(format!("cannot look for the kernel '{name}'")))
-    }
-
     /// The kernel of this name, or how to get it.
     pub(super) async fn find_kernel(&self, name: &KernelName) -> Result<KernelRecord, ErrorReport> {
-        match self.kernel_row(name).await? {
+        match kernel_row(&self.drivers, name).await? {
             Some(kernel) => Ok(kernel),
             None => Err(missing(name)),
         }
     }
 }
 
+async fn kernel_row(drivers: &Drivers, name: &KernelName) -> Result<Option<KernelRecord>, ErrorReport> {
+    let wanted = name.clone();
+    let read =
+        drivers.world().store.call(Durability::Process, move |conn| content::find_kernel(conn, &wanted));
+    read.await.map_err(|error| error.report(format!("cannot look for the kernel '{name}'")))
+}
+
+/// Takes what the newest package has, and gives it its name. One at a time.
 async fn pull(
     drivers: &Arc<Drivers>,
     library: banger_image::Store,
-    cache: std::path::PathBuf,
     entry: &'static CatalogEntry,
     name: KernelName,
     progress: JobProgress,
 ) -> Result<KernelInfo, ErrorReport> {
     let guard = drivers.contents().read().await;
+    let cache = drivers.world().paths.cache.join("apt");
     let kernel = blocking(move || {
-        kernel::pull(&library, &cache, entry, &progress).map_err(|error| {
+        let pulled = kernel::pull(&library, &cache, entry, &progress).map_err(|error| {
             let code = match error {
                 PullError::Cancelled => ErrorCode::Cancelled,
                 _ => code_of(&error),
             };
             ErrorReport::caused_by(code, "cannot pull the kernel", &error)
-        })
+        })?;
+        // Only the package was wanted, and that is in the store.
+        if let Err(error) = std::fs::remove_dir_all(&cache) {
+            tracing::warn!(dir = %cache.display(), %error, "cannot remove what apt kept for the pull");
+        }
+        Ok(pulled)
     })
     .await?;
     let disk_used = kernel.disk_used().map_err(|error| {
@@ -158,6 +164,12 @@ async fn pull(
         drivers.collect(&[], &[older.digest]).await;
     }
     Ok(info(drivers, record))
+}
+
+fn there_already(name: &KernelName) -> ErrorReport {
+    ErrorReport::new(ErrorCode::AlreadyExists, format!("cannot pull the kernel '{name}'"))
+        .cause("it is in the store already")
+        .hint(format!("banger kernel pull --replace {name} fetches it again"))
 }
 
 fn missing(name: &KernelName) -> ErrorReport {

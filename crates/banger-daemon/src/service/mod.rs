@@ -35,6 +35,8 @@ pub struct Services {
     drivers: Arc<Drivers>,
     jobs: Jobs,
     library: banger_image::Store,
+    /// Held by the pull that is under way: apt's directory serves one at a time.
+    pulls: Arc<tokio::sync::Mutex<()>>,
     host_memory: ByteSize,
     started_at: i64,
 }
@@ -72,7 +74,8 @@ impl Services {
         let drivers = Arc::new(Drivers::new(world));
         reconcile::reconcile(&drivers, &library).await?;
         let host_memory = host_memory();
-        Ok(Arc::new(Self { drivers, jobs, library, host_memory, started_at: clock::now_s() }))
+        let (pulls, started_at) = (Arc::default(), clock::now_s());
+        Ok(Arc::new(Self { drivers, jobs, library, pulls, host_memory, started_at }))
     }
 
     /// Writes down what is in flight and lets go of every VM; they run on. No call may follow.
