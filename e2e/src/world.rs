@@ -242,7 +242,7 @@ impl World {
             };
             let in_state = path.strip_prefix(&state).is_some_and(|rest| {
                 rest.starts_with("/bangerd.log")
-                    || ["/banger.db-wal", "/banger.db-shm", "/vms"].contains(&rest)
+                    || ["/banger.db-wal", "/banger.db-shm", "/vms", "/bangerd.lock", "/runtime"].contains(&rest)
                     // The owner's own key, made with the first VM and kept for all.
                     || ["/ssh", "/ssh/id_ed25519", "/ssh/id_ed25519.pub"].contains(&rest)
             });

@@ -56,7 +56,7 @@ pub enum ServerError {
 pub fn run(ports: impl FnOnce(&Paths, &Config) -> Result<Ports, ErrorReport>) -> Result<(), ServerError> {
     let paths = Paths::for_user()?;
     paths.prepare()?;
-    let _lock = DaemonLock::take(&paths.lock(), &paths.socket())?;
+    let _lock = DaemonLock::take(&paths)?;
     let config = Config::load(&paths.config)?;
     let log = paths.log();
     let level = banger_sys::env::var(banger_sys::env::BANGER_LOG_LEVEL);

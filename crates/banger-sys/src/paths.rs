@@ -1,11 +1,15 @@
 //! The directories banger uses, and the check that makes a runtime directory trustworthy.
 //!
 //! ```text
-//! runtime  $XDG_RUNTIME_DIR/banger, else /run/user/UID/banger, else /tmp/banger-UID (0700, checked)
+//! runtime  where the state directory says that a daemon was, while that directory exists,
+//!          else $XDG_RUNTIME_DIR/banger, else /run/user/UID/banger, else /tmp/banger-UID (0700, checked)
 //! state    $XDG_STATE_HOME/banger,  else ~/.local/state/banger
 //! cache    $XDG_CACHE_HOME/banger,  else ~/.cache/banger
 //! config   $XDG_CONFIG_HOME/banger/config.toml, else ~/.config/banger/config.toml
 //! ```
+//!
+//! The same user has XDG_RUNTIME_DIR in one session and not in another, in a terminal and in a cron job say: a daemon and
+//! the sockets of its VMs are found from both, because the state directory remembers where they are.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -53,20 +57,21 @@ pub enum PathsError {
     TooLong { path: PathBuf, len: usize, max: usize },
 }
 
+const REMEMBERED: &str = "runtime";
+
 /// `sun_path` holds 108 bytes (unix(7)); `/vms/<12 digits>/channel.sock` and the final NUL need 31.
 const MAX_RUNTIME_DIR: usize = 108 - 31;
 
 impl Paths {
     /// The paths for the calling user, from the environment. Nothing is made.
     pub fn for_user() -> Result<Self, PathsError> {
-        let uid = rustix::process::geteuid().as_raw();
-        let runtime = match (absolute(env::BANGER_RUNTIME_DIR)?, absolute(env::XDG_RUNTIME_DIR)?) {
-            (Some(own), _) => own,
-            (None, Some(xdg)) => xdg.join("banger"),
-            (None, None) => {
-                let run = PathBuf::from(format!("/run/user/{uid}"));
-                if run.is_dir() { run.join("banger") } else { PathBuf::from(format!("/tmp/banger-{uid}")) }
-            }
+        let state = base(env::BANGER_STATE_DIR, env::XDG_STATE_HOME, ".local/state", "banger")?;
+        let runtime = match absolute(env::BANGER_RUNTIME_DIR)? {
+            Some(own) => own,
+            None => match remembered(&state) {
+                Some(remembered) => remembered,
+                None => usual_runtime()?,
+            },
         };
         let len = runtime.as_os_str().len();
         if len > MAX_RUNTIME_DIR {
@@ -74,7 +79,7 @@ impl Paths {
         }
         Ok(Self {
             runtime,
-            state: base(env::BANGER_STATE_DIR, env::XDG_STATE_HOME, ".local/state", "banger")?,
+            state,
             cache: base(env::BANGER_CACHE_DIR, env::XDG_CACHE_HOME, ".cache", "banger")?,
             config: base(env::BANGER_CONFIG, env::XDG_CONFIG_HOME, ".config", "banger/config.toml")?,
         })
@@ -85,9 +90,19 @@ impl Paths {
         self.runtime.join("bangerd.sock")
     }
 
-    /// Held by the one daemon that runs.
+    /// Held by the one daemon that serves the runtime directory.
     pub fn lock(&self) -> PathBuf {
         self.runtime.join("bangerd.lock")
+    }
+
+    /// Held by the one daemon that uses the state directory.
+    pub fn state_lock(&self) -> PathBuf {
+        self.state.join("bangerd.lock")
+    }
+
+    /// A link to the runtime directory of the daemon that uses the state directory, or of the last one that did.
+    pub fn remembered_runtime(&self) -> PathBuf {
+        self.state.join(REMEMBERED)
     }
 
     /// The daemon's log.
@@ -138,6 +153,23 @@ pub fn check_private(dir: &Path) -> Result<(), PathsError> {
     Err(PathsError::Unsafe { path: dir.to_owned(), why })
 }
 
+/// The runtime directory that a state directory remembers, if it can be used.
+fn remembered(state: &Path) -> Option<PathBuf> {
+    let dir = std::fs::read_link(state.join(REMEMBERED)).ok()?;
+    (dir.is_absolute() && check_private(&dir).is_ok()).then_some(dir)
+}
+
+/// What su(1) and `sudo -E` leave in XDG_RUNTIME_DIR is another user's, or not there: that is passed over.
+fn usual_runtime() -> Result<PathBuf, PathsError> {
+    let uid = rustix::process::geteuid().as_raw();
+    let mine = |dir: &PathBuf| dir.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == uid);
+    let usual = [absolute(env::XDG_RUNTIME_DIR)?, Some(PathBuf::from(format!("/run/user/{uid}")))];
+    Ok(match usual.into_iter().flatten().find(mine) {
+        Some(dir) => dir.join("banger"),
+        None => PathBuf::from(format!("/tmp/banger-{uid}")),
+    })
+}
+
 fn absolute(variable: &'static str) -> Result<Option<PathBuf>, PathsError> {
     match env::var(variable) {
         None => Ok(None),
@@ -168,6 +200,20 @@ mod tests {
         let inner = dir.path().join("a/b");
         make_private(&inner).unwrap();
         check_private(&inner).unwrap();
+    }
+
+    #[test]
+    fn a_runtime_directory_is_remembered_while_it_is_safe() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, runtime) = (dir.path().join("state"), dir.path().join("run"));
+        make_private(&state).unwrap();
+        assert_eq!(remembered(&state), None);
+        std::os::unix::fs::symlink(&runtime, state.join(REMEMBERED)).unwrap();
+        assert_eq!(remembered(&state), None, "it does not exist");
+        make_private(&runtime).unwrap();
+        assert_eq!(remembered(&state), Some(runtime.clone()));
+        std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(remembered(&state), None, "others may enter it");
     }
 
     #[test]
