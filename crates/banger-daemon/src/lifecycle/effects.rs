@@ -199,6 +199,9 @@ impl VmEffects {
         };
         let console = console::Watch::from_end(dirs.console_log());
         let journal = Processes { store: self.world.store.clone(), vm: record.id.clone() };
+        if let Some(why) = self.world.ports.vmm.describe().await?.slow_because {
+            self.report.note(&why);
+        }
         self.report.stage("start the VM");
         let machine = self.world.ports.vmm.start(&launch, &journal).await?;
         let limit = Duration::from_secs(u64::from(options.timeout_s));

@@ -122,9 +122,6 @@ fn decide(opened: Result<(), std::io::ErrorKind>, cpuinfo: &str) -> (Accelerator
         .any(|flag| flag == "vmx" || flag == "svm");
     let why = match (opened, virtualises) {
         (Ok(()), true) => return (Accelerator::Kvm, None),
-        (Ok(()), false) => {
-            "this processor shows neither vmx nor svm, so /dev/kvm cannot run an ordinary kernel".to_owned()
-        }
         (Err(std::io::ErrorKind::NotFound), true) => {
             "there is no /dev/kvm: load the module with 'sudo modprobe kvm_intel' or 'sudo modprobe kvm_amd'"
                 .to_owned()
@@ -132,10 +129,14 @@ fn decide(opened: Result<(), std::io::ErrorKind>, cpuinfo: &str) -> (Accelerator
         (Err(std::io::ErrorKind::NotFound), false) => {
             "there is no /dev/kvm, and this processor shows neither vmx nor svm".to_owned()
         }
-        (Err(std::io::ErrorKind::PermissionDenied), _) => {
+        // Being let in would not help.
+        (_, false) => {
+            "this processor shows neither vmx nor svm, so /dev/kvm cannot run an ordinary kernel".to_owned()
+        }
+        (Err(std::io::ErrorKind::PermissionDenied), true) => {
             "you may not open /dev/kvm: run 'sudo usermod -aG kvm $USER' and log in again".to_owned()
         }
-        (Err(kind), _) => format!("/dev/kvm cannot be opened ({kind})"),
+        (Err(kind), true) => format!("/dev/kvm cannot be opened ({kind})"),
     };
     (Accelerator::Tcg, Some(format!("VMs are emulated and slow, because {why}")))
 }
@@ -157,6 +158,7 @@ mod tests {
             (Err(ErrorKind::NotFound), SVM, "modprobe"),
             (Err(ErrorKind::NotFound), NONE, "no /dev/kvm"),
             (Err(ErrorKind::PermissionDenied), SVM, "usermod"),
+            (Err(ErrorKind::PermissionDenied), NONE, "neither vmx nor svm"),
             (Err(ErrorKind::Other), SVM, "cannot be opened"),
         ] {
             let (accelerator, why) = decide(opened, cpuinfo);
