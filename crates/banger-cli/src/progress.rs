@@ -106,8 +106,10 @@ impl Progress {
                 Some(told) => stage.done > 0 && told.elapsed() >= AGAIN,
             };
             if due {
+                // A line that stays: what is measured meanwhile belongs to the later ones.
+                let text = if stage.told.is_none() { stage.text.clone() } else { stage.describe() };
                 stage.told = Some(Instant::now());
-                self.ui.status(format!("{}: {}", self.title, stage.describe()));
+                self.ui.status(format!("{}: {text}", self.title));
             }
         }
     }

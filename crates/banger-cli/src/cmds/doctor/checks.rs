@@ -55,12 +55,12 @@ fn kvm() -> Check {
     let opened = std::fs::File::options().read(true).write(true).open("/dev/kvm");
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     match opened {
-        Ok(_) if virtualises(&cpu) => Check::fine(id, "hardware virtualisation is usable"),
-        Ok(_) => Check::warning(
+        _ if !virtualises(&cpu) => Check::warning(
             id,
-            format!("/dev/kvm is there, but the CPU shows neither vmx nor svm: {slow}"),
+            format!("the CPU shows neither vmx nor svm: {slow}"),
             "use a host with hardware or nested virtualisation",
         ),
+        Ok(_) => Check::fine(id, "hardware virtualisation is usable"),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Check::warning(
             id,
             format!("/dev/kvm may not be opened: {slow}"),
