@@ -9,6 +9,12 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 CARGO   ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+# What 'banger version' names; nothing where this is no repository of the user who builds.
+COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+ifneq ($(COMMIT),)
+export BANGER_COMMIT := $(COMMIT)
+endif
+PROGRAMS := banger bangerd banger-agent
 SCRIPTS := $(wildcard scripts/*.sh) .ci/run
 
 .PHONY: build quickstart host-packages test lint bench install uninstall help
@@ -46,10 +52,12 @@ bench: build ## Measure against bare QEMU on this machine
 	BANGER_TEST_BIN=$(abspath $(TARGET_DIR)/release) BANGER_AGENT=$(abspath $(TARGET_DIR)/release/banger-agent) \
 		$(TARGET_DIR)/release/bench
 
-install: build ## Install below PREFIX (/usr/local), honours DESTDIR
+# With sudo nothing is built: that would leave files of root in the tree of the user who did build it.
+install: $(if $(filter-out root,$(SUDO_USER)),,build) ## Install below PREFIX (/usr/local), honours DESTDIR
+	@for program in $(PROGRAMS); do [ -x $(TARGET_DIR)/release/$$program ] || \
+		{ echo "install: $$program is not built: run 'make' first, without sudo" >&2; exit 1; }; done
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/banger
-	install -m 755 $(TARGET_DIR)/release/banger $(TARGET_DIR)/release/bangerd $(TARGET_DIR)/release/banger-agent \
-		$(DESTDIR)$(PREFIX)/lib/banger/
+	install -m 755 $(addprefix $(TARGET_DIR)/release/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/lib/banger/
 	ln -sfn ../lib/banger/banger $(DESTDIR)$(PREFIX)/bin/banger
 
 uninstall: ## Stop the daemon, remove what install put there, keep your VMs and say where they are

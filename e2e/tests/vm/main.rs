@@ -9,6 +9,7 @@ mod network;
 mod refuse;
 mod run;
 mod trouble;
+mod user;
 
 use std::process::ExitCode;
 
@@ -31,9 +32,17 @@ fn main() -> ExitCode {
     // Two cores and software emulation: more at once only makes each slower.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2).min(2));
     let why_not = isolate::why_not();
-    let all: Vec<(&'static str, Body)> =
-        [run::TESTS, exec::TESTS, daemon::TESTS, guest::TESTS, network::TESTS, refuse::TESTS, trouble::TESTS]
-            .concat();
+    let all: Vec<(&'static str, Body)> = [
+        run::TESTS,
+        exec::TESTS,
+        daemon::TESTS,
+        guest::TESTS,
+        network::TESTS,
+        refuse::TESTS,
+        trouble::TESTS,
+        user::TESTS,
+    ]
+    .concat();
     if let Some(why) = &why_not
         && !arguments.ignored
     {
