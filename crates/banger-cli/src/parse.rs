@@ -17,6 +17,13 @@ pub(crate) fn seconds(text: &str) -> Result<u32, String> {
     number.checked_mul(unit).filter(|seconds| (1..=86_400).contains(seconds)).ok_or_else(bad)
 }
 
+/// A number of vCPUs that a VM can have.
+pub(crate) fn vcpus(text: &str) -> Result<u32, String> {
+    let most = VmSpec::MAX_VCPUS;
+    let number = text.parse().ok().filter(|number| (1..=most).contains(number));
+    number.ok_or_else(|| format!("'{text}' is not a number of vCPUs from 1 to {most}"))
+}
+
 /// A size of memory, at least what a guest needs.
 pub(crate) fn memory(text: &str) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
@@ -68,6 +75,14 @@ mod tests {
         assert_eq!(seconds("24h"), Ok(86_400));
         for text in ["", "0", "s", "25h", "1.5m", "-1", "5d"] {
             assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn vcpus_are_bounded() {
+        assert_eq!((vcpus("1"), vcpus("288")), (Ok(1), Ok(288)));
+        for text in ["", "0", "-1", "289", "99999999999", "two", "1.5"] {
+            assert!(vcpus(text).unwrap_err().contains("from 1 to 288"), "{text}");
         }
     }
 

@@ -287,7 +287,10 @@ fn disk_size(spec: &VmSpec, image: &ImageRecord) -> Result<ByteSize, ErrorReport
     if size < image.size {
         return Err(invalid(format!("a root disk of {size} is too small for the image '{}'", spec.image))
             .cause(format!("the image has {}", image.size))
-            .hint(format!("choose at least {}B with --disk-size, or leave it out", image.size.as_bytes())));
+            .hint(format!(
+                "choose at least {}MiB with --disk-size, or leave it out",
+                image.size.as_bytes().div_ceil(1 << 20)
+            )));
     }
     if size > MAX_DISK {
         return Err(invalid(format!("a root disk cannot have {size}"))

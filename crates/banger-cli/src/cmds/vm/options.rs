@@ -28,7 +28,7 @@ pub(crate) struct VmOptions {
     #[arg(long, add = names::kernels())]
     kernel: Option<KernelName>,
     /// Number of vCPUs
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(VmSpec::MAX_VCPUS)))]
+    #[arg(long, value_name = "N", value_parser = parse::vcpus)]
     vcpu: Option<u32>,
     /// Memory, such as 512MiB or 4GiB; a bare number is MiB
     #[arg(long, value_name = "SIZE", value_parser = parse::memory)]

@@ -16,7 +16,7 @@ use clap::{Args, ValueHint};
 use super::create::warn_if_degraded;
 use super::options::{StartFlags, VmOptions, make};
 use crate::context::Context;
-use crate::error::CliError;
+use crate::error::{CliError, OURS};
 use crate::exec::{self, Command};
 use crate::jobs::unexpected;
 use crate::progress::{Lines, Progress};
@@ -78,6 +78,7 @@ impl Run {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         self.refuse()?;
         let workspace = self.path.as_deref().map(Workspace::scan).transpose()?;
+        let ours = if self.has_guest_command() { OURS } else { 1 };
         let spec = self.options.spec(context.config()?, self.rm);
         let plan = Plan {
             rm: self.rm,
@@ -105,7 +106,7 @@ impl Run {
         {
             context.ui.error(&left);
             // The command's own status says more than that the daemon still has to delete.
-            return result.and_then(|code| if code == 0 { Err(CliError::Said(125)) } else { Ok(code) });
+            return result.and_then(|code| if code == 0 { Err(CliError::Said(ours)) } else { Ok(code) });
         }
         result
     }
