@@ -152,7 +152,10 @@ mod tests {
         let first = DaemonLock::take(&here).unwrap();
         let listener = UnixListener::bind(here.socket()).unwrap();
         let error = DaemonLock::take(&there).unwrap_err();
-        assert!(matches!(&error, LockError::Elsewhere { runtime, .. } if *runtime == here.runtime), "{error}");
+        assert!(
+            matches!(&error, LockError::Elsewhere { runtime, .. } if *runtime == here.runtime),
+            "{error}"
+        );
         assert_eq!(std::fs::read_link(here.remembered_runtime()).unwrap(), here.runtime);
         drop((first, listener));
         let _second = DaemonLock::take(&there).unwrap();

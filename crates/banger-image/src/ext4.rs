@@ -141,11 +141,15 @@ fn import_within(
     let staging = store.stage()?;
     progress.stage("read the archive");
     let mut spool = Spool::new(staging.scratch()).map_err(ImportError::Output)?;
-    let tree = read_archive(input, &mut spool, limits, progress, |_| true)?;
-    let spooled = spool.finish().map_err(ImportError::Output)?;
-    if !complete().map_err(ImportError::Input)? {
+    let read = read_archive(input, &mut spool, limits, progress, |_| true);
+    // A writer that ended early leaves an archive that is cut: that it ended is what there is to say.
+    let ended =
+        matches!(read, Ok(_) | Err(ImportError::Archive(TarError::Empty | TarError::Truncated { .. })));
+    if ended && !complete().map_err(ImportError::Input)? {
         return Err(ImportError::NotComplete);
     }
+    let tree = read?;
+    let spooled = spool.finish().map_err(ImportError::Output)?;
 
     progress.stage("write the file system");
     let file = create(&staging.image_file()).map_err(ImportError::Output)?;

@@ -237,9 +237,8 @@ impl Progress for JobProgress {
 fn import_failed(error: &ImportError) -> ErrorReport {
     let code = match error {
         _ if error.is_cancelled() => ErrorCode::Cancelled,
-        ImportError::Archive(_) | ImportError::NotExt4(_) | ImportError::NotComplete => {
-            ErrorCode::InvalidInput
-        }
+        ImportError::Archive(_) | ImportError::NotExt4(_) => ErrorCode::InvalidInput,
+        ImportError::NotComplete => ErrorCode::Interrupted,
         ImportError::Cancelled
         | ImportError::Input(_)
         | ImportError::Write(_)

@@ -264,8 +264,12 @@ fn the_same_archive_gives_the_same_image_however_it_is_compressed() {
 fn without_its_writers_yes_an_archive_is_no_image() {
     let (dir, store) = store();
     let bytes = odd_archive();
-    let error = import_tar_confirmed(&store, &bytes[..], || Ok(false), "test", &Silent).unwrap_err();
-    assert!(matches!(error, ImportError::NotComplete));
+    for end in [bytes.len(), bytes.len() / 2, 0] {
+        let error = import_tar_confirmed(&store, &bytes[..end], || Ok(false), "test", &Silent).unwrap_err();
+        assert!(matches!(error, ImportError::NotComplete), "{end}: {error}");
+    }
+    let error = import_tar_confirmed(&store, &bytes[..0], || Ok(true), "test", &Silent).unwrap_err();
+    assert!(matches!(error, ImportError::Archive(TarError::Empty)), "{error}");
     assert_eq!(fs::read_dir(dir.path().join("staging")).unwrap().count(), 0);
     assert!(store.images().unwrap().is_empty());
 }
