@@ -15,7 +15,7 @@ use crate::error::{CliError, io_error};
 #[command(after_long_help = "Examples:\n  \
     echo 'source <(banger completion bash)' >> ~/.bashrc\n  \
     echo 'source <(banger completion zsh)' >> ~/.zshrc\n  \
-    banger completion fish > ~/.config/fish/completions/banger.fish")]
+    echo 'banger completion fish | source' >> ~/.config/fish/config.fish")]
 pub(crate) struct Completion {
     /// The shell
     shell: Shell,

@@ -13,12 +13,15 @@ use crate::error::CliError;
 /// One file in TOML, all of it optional; a flag wins over it. 'config show' prints every value with where it comes
 /// from. The keys are described in docs/config.md.
 #[derive(Debug, Subcommand)]
+#[command(after_long_help = "Examples:\n  banger config show\n  banger config check")]
 pub(crate) enum Verb {
     /// Print every value and where it comes from
     Show(Show),
     /// Print where the file is looked for
+    #[command(after_long_help = "Examples:\n  banger config path\n  cat \"$(banger config path)\"")]
     Path,
     /// Check the file; exit 1 if it is not usable
+    #[command(after_long_help = "Examples:\n  banger config check")]
     Check,
 }
 

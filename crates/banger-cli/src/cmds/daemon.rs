@@ -24,10 +24,14 @@ const LOOK: Duration = Duration::from_millis(250);
 /// bangerd does the work for all banger commands of one user. The first command starts it; it needs no
 /// attention. VMs run on when it ends and are taken over by the next one.
 #[derive(Debug, Subcommand)]
+#[command(
+    after_long_help = "Examples:\n  banger daemon status\n  banger daemon logs -f\n  banger daemon stop"
+)]
 pub(crate) enum Verb {
     /// Show whether a daemon runs, and its paths; exit 1 if none does
     Status(Status),
     /// Stop the daemon; VMs run on
+    #[command(after_long_help = "Examples:\n  banger daemon stop")]
     Stop,
     /// Print the daemon's log
     Logs(Logs),

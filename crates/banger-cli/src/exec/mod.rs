@@ -89,22 +89,26 @@ pub(crate) async fn unpack(
 
 /// A command that did not start has the status that a shell would give.
 fn not_run(ui: Ui, name: &str, failure: &GuestFailure) -> CliError {
-    let error = guest_failed(format!("cannot run {name} in the guest"), failure);
-    let status = match failure.code {
-        GuestFailureCode::CommandNotFound => 127,
-        GuestFailureCode::CommandNotExecutable => 126,
+    let report = report(format!("cannot run {name} in the guest"), failure);
+    let (status, hint) = match failure.code {
+        GuestFailureCode::CommandNotFound => (127, "install it there, or give its absolute path"),
+        GuestFailureCode::CommandNotExecutable => (126, "give a program that can be executed there"),
         GuestFailureCode::BadDirectory
         | GuestFailureCode::SessionLost
         | GuestFailureCode::BadRequest
         | GuestFailureCode::Busy
-        | GuestFailureCode::System => return error,
+        | GuestFailureCode::System => return report.into(),
     };
-    ui.error(&error);
+    ui.error(&report.hint(hint).into());
     CliError::Said(status)
 }
 
 fn guest_failed(message: String, failure: &GuestFailure) -> CliError {
-    ErrorReport::new(ErrorCode::GuestFailed, message).cause(failure.message.clone()).into()
+    report(message, failure).into()
+}
+
+fn report(message: String, failure: &GuestFailure) -> ErrorReport {
+    ErrorReport::new(ErrorCode::GuestFailed, message).cause(failure.message.clone())
 }
 
 fn unexpected(outcome: &Outcome) -> CliError {

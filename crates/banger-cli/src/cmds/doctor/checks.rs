@@ -162,12 +162,14 @@ fn subordinate_ids() -> Check {
     let uid = rustix::process::getuid().as_raw();
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let name = user_name(&passwd, uid).unwrap_or_else(|| uid.to_string());
-    let granted = |path: &str| std::fs::read_to_string(path).is_ok_and(|text| grants(&text, &name, uid));
-    if granted("/etc/subuid") && granted("/etc/subgid") {
+    let files = ["/etc/subuid", "/etc/subgid"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+    if files.iter().all(|text| grants(text, &name, uid)) {
         Check::fine(id, format!("{name} has subordinate ids"))
     } else {
         let text = format!("{name} has no 65536 subordinate ids in /etc/subuid and /etc/subgid");
-        let mend = format!("sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}");
+        let first = first_free(&files);
+        let range = format!("{first}-{}", first + 65_535);
+        let mend = format!("sudo usermod --add-subuids {range} --add-subgids {range} {name}");
         Check::failed(id, text, mend)
     }
 }
@@ -186,6 +188,15 @@ fn grants(file: &str, name: &str, uid: u32) -> bool {
         fields.nth(1)?.trim().parse::<u64>().ok()
     };
     file.lines().filter_map(count).sum::<u64>() >= 65_536
+}
+
+/// The first id that is above every range of these files: two users with the same ids could read each other's files.
+fn first_free(files: &[String]) -> u64 {
+    let end = |line: &str| {
+        let mut numbers = line.split(':').skip(1).map(|field| field.trim().parse::<u64>().ok());
+        numbers.next()??.checked_add(numbers.next()??)
+    };
+    files.iter().flat_map(|text| text.lines()).filter_map(end).fold(100_000, u64::max)
 }
 
 fn beside_daemon() -> Check {
@@ -294,6 +305,8 @@ mod tests {
         assert!(grants("1000:100000:65536\n", "me", 1000));
         assert!(grants("me:1:40000\nme:50000:40000\n", "me", 1000));
         assert!(!grants("you:100000:65536\nme:1:1\n", "me", 1000));
+        assert_eq!(first_free(&[String::new(), "# none\nme:1:1\n".into()]), 100_000);
+        assert_eq!(first_free(&["a:100000:65536\nb:200000:10\n".into(), "a:165536:65536\n".into()]), 231_072);
         assert_eq!(user_name("root:x:0:0::/:/bin/sh\nme:x:1000:1000::/:/bin/sh\n", 1000), Some("me".into()));
     }
 }
