@@ -4,10 +4,11 @@
 //! root. An entry whose path leaves the directory, and one that leads through a symlink, is refused; devices and the
 //! like are refused too. What was unpacked before an error stays.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -94,11 +95,16 @@ fn unpack(target: &OwnedFd, input: impl Read) -> Result<(u64, u64), GuestFailure
             }
             EntryType::Symlink | EntryType::Link => {
                 let to = entry.link_name().map_err(broken)?;
-                let to = to.ok_or_else(|| refused(format!("the link {path} leads nowhere")))?.into_owned();
+                let to = to
+                    .ok_or_else(|| refused(format!("the link {} leads nowhere", path.display())))?
+                    .into_owned();
                 link(target, &path, kind, &to)?;
             }
             EntryType::XGlobalHeader => {}
-            other => return Err(refused(format!("{path} is of a kind that is not unpacked ({other:?})"))),
+            other => {
+                let shown = path.display();
+                return Err(refused(format!("{shown} is of a kind that is not unpacked ({other:?})")));
+            }
         }
     }
     // The trailing blocks belong to the stream: all of it is used before the answer.
@@ -115,34 +121,32 @@ fn refused(message: String) -> GuestFailure {
     exec::failure(GuestFailureCode::BadRequest, message)
 }
 
-/// The path as one below the target: without a root, `.` or `..`.
-fn inside(path: &Path) -> Result<String, GuestFailure> {
+/// The path as one below the target: without a root, `.` or `..`. Its names are bytes, as all names are in Linux.
+fn inside(path: &Path) -> Result<PathBuf, GuestFailure> {
     let leaves = || refused(format!("the archive's entry {} leaves the directory", path.display()));
-    let mut parts = Vec::new();
+    let mut inside = PathBuf::new();
     for component in path.components() {
         match component {
-            Component::Normal(name) => parts.push(
-                name.to_str().ok_or_else(|| refused(format!("the name {} is not UTF-8", path.display())))?,
-            ),
+            Component::Normal(name) => inside.push(name),
             Component::CurDir => {}
             Component::RootDir | Component::ParentDir | Component::Prefix(_) => return Err(leaves()),
         }
     }
-    Ok(if parts.is_empty() { ".".to_owned() } else { parts.join("/") })
+    Ok(if inside.as_os_str().is_empty() { PathBuf::from(".") } else { inside })
 }
 
 /// Opens below the target, through no symlink.
-fn open_below(target: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+fn open_below(target: &OwnedFd, path: impl AsRef<Path>, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    rustix::fs::openat2(target, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    rustix::fs::openat2(target, path.as_ref(), flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 /// Makes a directory, and what is missing above it.
-fn make_directory(target: &OwnedFd, path: &str, mode: u32) -> Result<OwnedFd, StepError> {
-    let doing = || format!("unpacking the directory {path}");
+fn make_directory(target: &OwnedFd, path: &Path, mode: u32) -> Result<OwnedFd, StepError> {
+    let doing = || format!("unpacking the directory {}", path.display());
     let flags = OFlags::DIRECTORY | OFlags::RDONLY;
     let mut at = open_below(target, ".", flags).doing(doing)?;
-    for name in path.split('/').filter(|name| *name != ".") {
+    for name in path.iter().filter(|name| *name != ".") {
         // Its own bits come at the end: without w its entries could not be written by all who may be root.
         match rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(mode | 0o700)) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -154,17 +158,18 @@ fn make_directory(target: &OwnedFd, path: &str, mode: u32) -> Result<OwnedFd, St
 }
 
 /// The open parent of `path`, and the name in it.
-fn parent<'a>(target: &OwnedFd, path: &'a str) -> Result<(OwnedFd, &'a str), StepError> {
-    let (directory, name) = path.rsplit_once('/').unwrap_or((".", path));
+fn parent<'a>(target: &OwnedFd, path: &'a Path) -> Result<(OwnedFd, &'a OsStr), StepError> {
+    let directory = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or(path.as_os_str());
     let opened = match open_below(target, directory, OFlags::DIRECTORY | OFlags::PATH) {
         Err(Errno::NOENT) => make_directory(target, directory, 0o755)?,
-        opened => opened.doing(|| format!("opening the directory of {path}"))?,
+        opened => opened.doing(|| format!("opening the directory of {}", path.display()))?,
     };
     Ok((opened, name))
 }
 
 /// Takes away what is in the place of a new file. A directory stays and makes the file fail.
-fn clear(parent: &OwnedFd, name: &str) -> Result<(), Errno> {
+fn clear(parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
     match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error),
@@ -173,12 +178,12 @@ fn clear(parent: &OwnedFd, name: &str) -> Result<(), Errno> {
 
 fn write_file(
     target: &OwnedFd,
-    path: &str,
+    path: &Path,
     mode: u32,
     mtime: u64,
     content: &mut impl Read,
 ) -> Result<u64, StepError> {
-    let doing = || format!("unpacking the file {path}");
+    let doing = || format!("unpacking the file {}", path.display());
     let (parent, name) = parent(target, path)?;
     clear(&parent, name).doing(doing)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -189,9 +194,9 @@ fn write_file(
     Ok(bytes)
 }
 
-fn link(target: &OwnedFd, path: &str, kind: EntryType, to: &Path) -> Result<(), GuestFailure> {
+fn link(target: &OwnedFd, path: &Path, kind: EntryType, to: &Path) -> Result<(), GuestFailure> {
     let made = |result: Result<(), StepError>| result.map_err(|error| exec::system(&error));
-    let doing = || format!("unpacking the link {path}");
+    let doing = || format!("unpacking the link {}", path.display());
     let (parent, name) = parent(target, path).map_err(|error| exec::system(&error))?;
     made(clear(&parent, name).doing(doing))?;
     if kind == EntryType::Symlink {
@@ -262,6 +267,22 @@ mod tests {
         assert_eq!((stat("a").mtime(), stat("a/file").mtime()), (1_000_000_000, 1_000_000_000));
         assert_eq!(stat("hard").ino(), stat("a/file").ino());
         assert_eq!(std::fs::read_link(dir.path().join("a/sym")).unwrap(), Path::new("/etc/passwd"));
+    }
+
+    #[test]
+    fn names_are_bytes() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let target =
+            rustix::fs::open(dir.path(), OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let name = Path::new(OsStr::from_bytes(b"d\xff/new\nline"));
+        let mut builder = Builder::new(Vec::new());
+        let mut header = Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(1);
+        builder.append_data(&mut header, name, &b"x"[..]).unwrap();
+        unpack(&target, builder.into_inner().unwrap().as_slice()).unwrap();
+        assert_eq!(std::fs::read(dir.path().join(name)).unwrap(), b"x");
     }
 
     #[test]

@@ -36,9 +36,14 @@ impl Workspace {
             let text = format!("cannot use {shown} as a repository");
             CliError::from(
                 ErrorReport::caused_by(ErrorCode::InvalidInput, text, &error)
-                    .hint("give the path of a git repository"),
+                    .hint("give the path of a git repository; a command goes after '--'"),
             )
         })?;
+        if !dir.is_dir() {
+            let text = format!("cannot use {shown} as a repository");
+            let report = ErrorReport::new(ErrorCode::InvalidInput, text).cause("it is not a directory");
+            return Err(report.hint("give the path of a git repository; a command goes after '--'").into());
+        }
         let top = git(&dir, &["rev-parse", "--show-toplevel"]).map_err(|error| {
             let text = format!("{shown} is not in the working tree of a git repository");
             let report = ErrorReport::caused_by(ErrorCode::InvalidInput, text, &error);
@@ -110,14 +115,20 @@ impl Workspace {
         archive.into_inner()?.flush()
     }
 
-    /// Appends one entry; a file that is tracked and deleted is no entry.
+    /// Appends one entry. A file that is tracked and deleted is no entry, also where a directory took its place, or a
+    /// file that of its directory.
     fn append(&self, archive: &mut tar::Builder<Pieces>, name: &Path) -> io::Result<()> {
         let path = self.top.join(name);
         let meta = match path.symlink_metadata() {
             Ok(meta) => meta,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
+        if meta.is_dir() {
+            return Ok(());
+        }
         if meta.is_symlink() {
             let target = std::fs::read_link(&path)?;
             let mut header = header(&meta, tar::EntryType::Symlink, 0);
@@ -246,19 +257,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let top = dir.path().join("repo");
         std::fs::create_dir_all(top.join("sub")).unwrap();
-        for (name, text) in [("a", "one"), ("sub/run", "two"), ("gone", "x"), (".env", "secret")] {
+        std::fs::create_dir(top.join("was-dir")).unwrap();
+        let files = [("a", "one"), ("sub/run", "two"), ("gone", "x"), ("was-file", "x"), ("was-dir/b", "x")];
+        for (name, text) in files.into_iter().chain([(".env", "secret")]) {
             std::fs::write(top.join(name), text).unwrap();
         }
         std::fs::set_permissions(top.join("sub/run"), std::fs::Permissions::from_mode(0o750)).unwrap();
         std::os::unix::fs::symlink("a", top.join("link")).unwrap();
         git(dir.path(), &["init", "-q", "repo"]).unwrap();
-        git(&top, &["add", "a", "sub/run", "gone", "link"]).unwrap();
+        git(&top, &["add", "a", "sub/run", "gone", "link", "was-file", "was-dir"]).unwrap();
         std::fs::write(top.join("a"), "changed").unwrap();
         std::fs::remove_file(top.join("gone")).unwrap();
+        std::fs::remove_file(top.join("was-file")).unwrap();
+        std::fs::create_dir(top.join("was-file")).unwrap();
+        std::fs::remove_dir_all(top.join("was-dir")).unwrap();
+        std::fs::write(top.join("was-dir"), "untracked").unwrap();
 
         let workspace = Workspace::scan(&top.join("sub")).unwrap();
         assert_eq!(workspace.default_target(), "/root/repo");
-        assert!(workspace.skipped().unwrap().starts_with("1 untracked file"));
+        assert!(workspace.skipped().unwrap().starts_with("2 untracked files"));
         let (sender, mut receiver) = mpsc::channel(100);
         workspace.write(Pieces { sender, bytes: Vec::new() }).unwrap();
         let mut bytes = Vec::new();

@@ -29,7 +29,7 @@ fn streams_and_status(world: &mut World) -> anyhow::Result<()> {
     let ran = world.run(&args(&["--", "sh", "-c", "echo out; echo err >&2; exit 7"]))?.expect(7)?;
     ensure!(ran.stdout == b"out\n", "stdout is {:?}", ran.text());
     ensure!(ran.stderr.lines().any(|line| line == "err"), "stderr is {:?}", ran.stderr);
-    ensure!(!ran.stderr.contains("out"), "stdout's text is in stderr: {:?}", ran.stderr);
+    ensure!(ran.stderr.lines().all(|line| line != "out"), "stdout's text is in stderr: {:?}", ran.stderr);
     let release = world.ok(&args(&["--", "uname", "-r"]))?.text();
     let host = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     ensure!(!release.is_empty() && release != host.trim(), "the guest's kernel is {release:?}");
@@ -40,23 +40,64 @@ fn streams_and_status(world: &mut World) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What git has in its index, as it is in the working tree, and nothing else.
 fn tracked_files(world: &mut World) -> anyhow::Result<()> {
-    let repo = world.dir.join("home/work");
-    let script = format!(
-        "set -e; git init -q {0}; cd {0}; mkdir sub; echo tracked >sub/a; echo secret >.env; \
-         printf '#!/bin/sh\\necho ran\\n' >go; chmod +x go; git add sub go; \
-         git -c user.name=t -c user.email=t@t commit -qm one; echo changed >sub/a",
-        repo.display()
-    );
-    isolate::run("sh", &["-c", &script])?;
-    let ran = world.ok(&args(&["./work", "--", "sh", "-c", "cat sub/a; ./go; ls -A; pwd"]))?;
-    ensure!(
-        ran.text() == "changed\nran\ngo\nsub\n/root/work" || !ran.text().contains(".env"),
-        "{}",
-        ran.text()
-    );
-    ensure!(ran.text().starts_with("changed\nran\n"), "{}", ran.text());
-    std::fs::remove_dir_all(&repo)?;
+    let home = world.dir.join("home");
+    let script = r#"set -e
+        export GIT_AUTHOR_NAME=t GIT_AUTHOR_EMAIL=t@t GIT_COMMITTER_NAME=t GIT_COMMITTER_EMAIL=t@t
+        git init -q work; cd work
+        mkdir sub; echo one >sub/a; echo gone >deleted; echo '*.o' >.gitignore; ln -s sub/a link
+        printf '#!/bin/sh\necho ran\n' >go; chmod +x go
+        echo n >"$(printf 'new\nline')"; echo b >"$(printf 'b\377d')"; echo long >$(printf '%0200d' 7)
+        git add .; git commit -qm one; git worktree add -q ../tree
+        echo changed >sub/a; rm deleted; echo staged >staged; git add staged
+        echo secret >.env; echo note >sub/note; echo object >x.o
+        cd ..; git init -q empty; git init -q --bare bare.git; git init -q super; cd super
+        git update-index --add --cacheinfo 160000,1234567890123456789012345678901234567890,mod
+    "#;
+    isolate::run("sh", &["-c", &format!("cd {} && {script}", home.display())])?;
+    let list = "find . -print0 | sort -z; echo; pwd; cat sub/a; ./go; readlink link; stat -c %a go sub/a";
+    let zeros = "0".repeat(199);
+    let tracked = |dir: &str, more: &str, deleted: &str, content: &str| {
+        let mut names: Vec<Vec<u8>> =
+            [".", "./.gitignore", "./go", "./link", "./new\nline", "./sub", "./sub/a"]
+                .into_iter()
+                .chain([more, deleted])
+                .filter(|name| !name.is_empty())
+                .map(|name| name.as_bytes().to_vec())
+                .collect();
+        names.extend([b"./b\xffd".to_vec(), format!("./{zeros}7").into_bytes()]);
+        names.sort();
+        let mut expected: Vec<u8> = names.iter().flat_map(|name| name.iter().copied().chain([0])).collect();
+        expected.extend(format!("\n/root/{dir}\n{content}\nran\nsub/a\n755\n644\n").into_bytes());
+        expected
+    };
+    let ran = world.ok(&args(&["./work", "--", "sh", "-c", list]))?;
+    let expected = tracked("work", "./staged", "", "changed");
+    ensure!(ran.stdout == expected, "{}", ran.stdout.escape_ascii());
+    let note = "note: 2 untracked files stay here; 'git add' takes them along";
+    ensure!(ran.stderr.lines().any(|line| line == note), "{}", ran.stderr);
+    // A second working tree of the same repository, named by a directory in it.
+    let ran = world.ok(&args(&["./tree/sub", "--", "sh", "-c", list]))?;
+    let expected = tracked("tree", "", "./deleted", "one");
+    ensure!(ran.stdout == expected, "{}", ran.stdout.escape_ascii());
+    ensure!(!ran.stderr.contains("untracked"), "{}", ran.stderr);
+    // One without a commit, and without a file.
+    let ran = world.ok(&args(&["./empty", "--", "sh", "-c", "ls -A; pwd"]))?;
+    ensure!(ran.text() == "/root/empty", "{}", ran.text());
+    for (path, says) in [
+        ("./super", "has the submodule 'mod', and submodules are not built yet"),
+        ("./bare.git", "./bare.git is not in the working tree of a git repository"),
+        ("./work/.git", "./work/.git is not in the working tree of a git repository"),
+        ("./work/go", "cannot use ./work/go as a repository"),
+    ] {
+        let ran = world.run(&args(&[path, "--", "true"]))?.expect(125)?;
+        ensure!(ran.stderr.contains(says) && ran.stderr.contains("\n  hint: "), "{path}: {}", ran.stderr);
+    }
+    ensure!(world.vms()?.is_empty(), "VMs are left");
+    for dir in ["work", "tree", "empty", "bare.git", "super"] {
+        std::fs::remove_dir_all(home.join(dir))?;
+    }
     Ok(())
 }
 
