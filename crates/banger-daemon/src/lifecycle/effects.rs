@@ -15,6 +15,7 @@ use banger_sys::process::ProcessRecord;
 use super::boot::Boot;
 use super::journal::Effects;
 use super::plan::Step;
+use super::report::sentence;
 use super::world::World;
 use super::{console, guest_config, identity};
 use crate::jobs::Report;
@@ -319,7 +320,7 @@ impl VmEffects {
         match tokio::time::timeout(self.stop_within, asked).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                let why = std::iter::once(error.message).chain(error.causes).collect::<Vec<_>>().join(": ");
+                let why = sentence(&error);
                 self.report.warning(&format!("VM '{name}' could not be asked to end and is forced: {why}"));
             }
             Err(_) => self.report.warning(&format!(

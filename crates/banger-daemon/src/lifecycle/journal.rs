@@ -18,6 +18,7 @@ use rusqlite::Connection;
 use super::cancel::Cancel;
 use super::faults::{Faults, Point, Side};
 use super::plan::{Kind, Plan, Step};
+use super::report::sentence;
 use crate::store::{Durability, Store, StoreError, journal};
 use crate::{clock, random};
 
@@ -181,7 +182,7 @@ impl Journal {
                 tracing::error!(vm = %operation.vm, operation = %operation.id, step = step.as_str(), %error,
                     "cannot undo a step");
                 undone.clean = false;
-                undone.error = undone.error.cause(also(&error));
+                undone.error = undone.error.cause(format!("also, while undoing it: {}", sentence(&error)));
             }
         }
         undone
@@ -210,11 +211,6 @@ impl Journal {
     pub fn resume(id: OperationId, vm: VmId, plan: Plan) -> Operation {
         Operation { id, vm, plan }
     }
-}
-
-fn also(error: &ErrorReport) -> String {
-    let causes: Vec<_> = std::iter::once(&error.message).chain(&error.causes).map(String::as_str).collect();
-    format!("also, while undoing it: {}", causes.join(": "))
 }
 
 fn words(stage: Option<&Vec<Step>>) -> Vec<&'static str> {

@@ -20,5 +20,6 @@ pub mod journal;
 pub mod lease;
 pub mod plan;
 pub mod recover;
+mod report;
 pub mod state;
 pub mod world;

@@ -7,10 +7,10 @@ use std::time::Duration;
 use banger_proto::{ErrorCode, ErrorReport, VmState};
 use banger_sys::process;
 
-use super::driver::sentence;
 use super::effects::{SharedLive, VmEffects, lock};
 use super::journal::{Effects, Journal};
 use super::plan::{self, AfterCrash, Kind, Plan, RootSize, Step};
+use super::report::sentence;
 use super::world::World;
 use crate::jobs::Unreported;
 use crate::lifecycle::cancel::Cancel;

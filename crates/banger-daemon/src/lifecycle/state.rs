@@ -31,15 +31,13 @@ pub enum Event {
     Resume,
     /// The start has succeeded.
     Started,
-    /// The start has failed and is undone.
-    StartFailed,
     /// The start was called off and is undone.
-    StartCancelled,
+    CalledOff,
     /// The stop, or the clean-up after the machine ended, is done.
     Settled(Rest),
     /// The deletion is done.
     Deleted,
-    /// A stop, a clean-up or a deletion could not be done.
+    /// What was under way could not be done. A start is then undone.
     Failed,
     /// The machine ended without being asked by us.
     Exited(Exit),
@@ -148,21 +146,22 @@ pub fn next(state: VmState, event: Event) -> Result<(Next, Vec<Action>), Denied>
         (Created | Starting | Stopping | Stopped | Error, Event::Resume) => Err(Denied::NotRunning),
 
         (Starting, Event::Started) => to(Running, &[]),
-        (Starting, Event::StartFailed) => to(Error, &[]),
-        (Starting, Event::StartCancelled) => to(Stopped, &[]),
+        (Starting, Event::CalledOff) => to(Stopped, &[]),
         // The start was called off; whatever became of it, what was asked for instead follows.
-        (Stopping, Event::Started | Event::StartFailed | Event::StartCancelled) => to(Stopping, &[]),
-        (
-            Created | Running | Paused | Stopped | Error,
-            Event::Started | Event::StartFailed | Event::StartCancelled,
-        ) => Err(Denied::Impossible),
+        (Stopping, Event::Started | Event::CalledOff) => to(Stopping, &[]),
+        (Created | Running | Paused | Stopped | Error, Event::Started | Event::CalledOff) => {
+            Err(Denied::Impossible)
+        }
+
+        (Starting | Stopping, Event::Failed) => to(Error, &[]),
+        (Created | Running | Paused | Stopped | Error, Event::Failed) => Err(Denied::Impossible),
 
         (Stopping, Event::Settled(Rest::Stopped)) => to(Stopped, &[]),
-        (Stopping, Event::Settled(Rest::Error) | Event::Failed) => to(Error, &[]),
+        (Stopping, Event::Settled(Rest::Error)) => to(Error, &[]),
         (Stopping, Event::Deleted) => Ok((Next::Gone, Vec::new())),
         (
             Created | Starting | Running | Paused | Stopped | Error,
-            Event::Settled(Rest::Stopped | Rest::Error) | Event::Failed | Event::Deleted,
+            Event::Settled(Rest::Stopped | Rest::Error) | Event::Deleted,
         ) => Err(Denied::Impossible),
 
         (Running | Paused, Event::Exited(Exit::PoweredOff)) => to(Stopping, &[Action::Settle(Rest::Stopped)]),

@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use super::{Services, logs};
 use crate::jobs::Job;
 use crate::lifecycle::cancel::Cancel;
-use crate::lifecycle::driver::{self, Driver, Handle, View, What};
+use crate::lifecycle::driver::{Driver, Handle, View, What};
 use crate::lifecycle::effects::SharedLive;
 use crate::lifecycle::lease::Lease;
 use crate::lifecycle::plan;
@@ -274,7 +274,7 @@ async fn vm_result(world: &crate::lifecycle::world::World, view: &View) -> JobRe
 
 /// A VM with what has to be measured.
 async fn info(world: &crate::lifecycle::world::World, view: &View) -> VmInfo {
-    let mut info = driver::info(world, view);
+    let mut info = view.info(world);
     match world.ports.disks.usage(&world.dirs(&view.record.id)).await {
         Ok(used) => info.disk_used = used,
         Err(error) => tracing::debug!(vm = %view.record.id, %error, "cannot tell how much disk a VM takes"),

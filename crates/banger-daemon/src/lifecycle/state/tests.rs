@@ -41,13 +41,13 @@ impl World {
             Action::Start if self.cancelled => {
                 self.cancelled = false;
                 self.vmm = false;
-                self.event(Event::StartCancelled);
+                self.event(Event::CalledOff);
             }
             Action::Start if success => {
                 self.vmm = true;
                 self.event(Event::Started);
             }
-            Action::Start => self.event(Event::StartFailed),
+            Action::Start => self.event(Event::Failed),
             Action::Stop => {
                 self.vmm = false;
                 self.event(if success { Event::Settled(Rest::Stopped) } else { Event::Failed });

@@ -1,0 +1,187 @@
+//! The rest of the daemon's end of a driver: what can be asked of a VM, and what is seen of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use banger_proto::daemon::{StartOptions, VmInfo, VmmInfo};
+use banger_proto::{ByteSize, ErrorCode, ErrorReport};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::jobs::Report;
+use crate::lifecycle::cancel::Cancel;
+use crate::lifecycle::effects::{SharedLive, lock};
+use crate::lifecycle::lease::Lease;
+use crate::lifecycle::state::{Event, Force};
+use crate::lifecycle::world::World;
+use crate::model::VmRecord;
+use crate::ports::Guest;
+
+/// A VM as the rest of the daemon sees it.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Its record.
+    pub record: VmRecord,
+    /// Its VMM, while it has one.
+    pub vmm: Option<VmmInfo>,
+    /// It is deleted.
+    pub gone: bool,
+}
+
+/// What can be asked of a VM.
+#[derive(Debug, Clone, Copy)]
+pub enum What {
+    /// Start it.
+    Start(StartOptions),
+    /// End it; the guest has so long to do that itself.
+    Stop(Duration),
+    /// Delete it.
+    Delete(Force),
+    /// Stop its vCPUs.
+    Pause,
+    /// Let them go on.
+    Resume,
+}
+
+/// A request with those who wait for it.
+pub(super) struct Call {
+    pub(super) what: What,
+    /// Who is told how far it is.
+    pub(super) report: Arc<dyn Report>,
+    /// Who may call it off.
+    pub(super) cancel: Cancel,
+    /// Who waits for the end.
+    done: oneshot::Sender<Result<View, ErrorReport>>,
+}
+
+pub(super) enum Message {
+    Call(Call),
+    Hold(Lease),
+    Detach,
+}
+
+/// The handle on a driver. Clones share it.
+#[derive(Clone)]
+pub struct Handle {
+    inbox: mpsc::Sender<Message>,
+    view: watch::Receiver<View>,
+    live: SharedLive,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("vm", &self.view.borrow().record.id).finish_non_exhaustive()
+    }
+}
+
+impl View {
+    /// For people and programs: what `VmShow` says, without what has to be measured.
+    pub fn info(&self, world: &World) -> VmInfo {
+        let record = &self.record;
+        VmInfo {
+            id: record.id.clone(),
+            name: record.name.clone(),
+            state: record.state,
+            cause: record.cause.clone(),
+            image: record.image.clone(),
+            image_digest: record.image_digest.clone(),
+            kernel: record.kernel.clone(),
+            vcpus: record.vcpus,
+            memory: record.memory,
+            disk: record.disk,
+            disk_used: ByteSize::bytes(0),
+            disk_strategy: record.disk_strategy.clone(),
+            nat: record.nat,
+            ephemeral: record.ephemeral,
+            vmm: self.vmm.clone(),
+            created_at: record.created_at,
+            started_at: record.started_at,
+            degraded: record.degraded.clone(),
+            console_log: world.dirs(&record.id).console_log().display().to_string(),
+        }
+    }
+}
+
+impl What {
+    /// The event that it is, and the verb for it.
+    pub(super) const fn event(self) -> (Event, &'static str) {
+        match self {
+            Self::Start(_) => (Event::Start, "start"),
+            Self::Stop(_) => (Event::Stop, "stop"),
+            Self::Delete(force) => (Event::Delete(force), "delete"),
+            Self::Pause => (Event::Pause, "pause"),
+            Self::Resume => (Event::Resume, "resume"),
+        }
+    }
+}
+
+impl Call {
+    pub(super) fn answer(self, result: Result<View, ErrorReport>) {
+        // A caller that is gone wants no answer.
+        let _ = self.done.send(result);
+    }
+}
+
+impl Handle {
+    pub(super) const fn new(
+        inbox: mpsc::Sender<Message>,
+        view: watch::Receiver<View>,
+        live: SharedLive,
+    ) -> Self {
+        Self { inbox, view, live }
+    }
+
+    /// The VM now.
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// Follows the VM.
+    pub fn watch(&self) -> watch::Receiver<View> {
+        self.view.clone()
+    }
+
+    /// The link to its agent, while there is one.
+    pub fn guest(&self) -> Option<Arc<dyn Guest>> {
+        lock(&self.live).guest.clone()
+    }
+
+    /// Asks for something and waits until it is done.
+    pub async fn call(
+        &self,
+        what: What,
+        report: Arc<dyn Report>,
+        cancel: Cancel,
+    ) -> Result<View, ErrorReport> {
+        let (done, answer) = oneshot::channel();
+        let call = Call { what, report, cancel, done };
+        if self.inbox.send(Message::Call(call)).await.is_err() {
+            return Err(self.gone());
+        }
+        answer.await.unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    /// Gives the VM a new lease.
+    pub async fn hold(&self, lease: Lease) -> Result<(), ErrorReport> {
+        self.inbox.send(Message::Hold(lease)).await.map_err(|_| self.gone())
+    }
+
+    /// Lets go of the VM; it runs on. Returns when its task has ended.
+    pub async fn detach(&self) {
+        if self.inbox.send(Message::Detach).await.is_ok() {
+            self.inbox.closed().await;
+        }
+    }
+
+    fn gone(&self) -> ErrorReport {
+        let view = self.view.borrow();
+        let name = &view.record.name;
+        if view.gone {
+            ErrorReport::new(ErrorCode::NotFound, format!("there is no VM '{name}' any more"))
+        } else {
+            ErrorReport::new(
+                ErrorCode::Interrupted,
+                format!("the daemon lets go of VM '{name}': it is stopping"),
+            )
+        }
+    }
+}

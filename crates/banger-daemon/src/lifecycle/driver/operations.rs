@@ -1,0 +1,295 @@
+//! The operations on a VM: each is begun in the journal, run, and closed there together with the state that it led to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use banger_proto::daemon::StartOptions;
+use banger_proto::spec::Wait;
+use banger_proto::{ErrorCode, ErrorReport, VmState};
+
+use super::Driver;
+use super::handle::{Call, Message, View, What};
+use crate::clock;
+use crate::jobs::{Report, Unreported};
+use crate::lifecycle::cancel::{self, Cancel, Canceller};
+use crate::lifecycle::effects::{VmEffects, lock};
+use crate::lifecycle::failed;
+use crate::lifecycle::journal::{Operation, Undone};
+use crate::lifecycle::plan::{self, Kind, Plan, RootSize};
+use crate::lifecycle::report::{both, sentence};
+use crate::lifecycle::state::{Action, Event, Next, Rest};
+use crate::store::{Durability, vms};
+
+/// How a VM is started again that its guest restarted: nobody waits for it, so its agent is enough.
+const REBOOT: StartOptions = StartOptions { wait: Wait::Agent, timeout_s: 120 };
+
+/// Who asked for an operation, and how it is wanted.
+pub(super) struct Asked {
+    report: Arc<dyn Report>,
+    cancel: Cancel,
+    start: StartOptions,
+    stop_within: Duration,
+}
+
+impl Asked {
+    /// A caller did.
+    pub(super) fn by(call: &Call) -> Self {
+        let (report, cancel) = (call.report.clone(), call.cancel.clone());
+        let start = if let What::Start(options) = call.what { options } else { REBOOT };
+        let stop_within = if let What::Stop(within) = call.what { within } else { Duration::ZERO };
+        Self { report, cancel, start, stop_within }
+    }
+
+    /// What happened to the VM did.
+    pub(super) fn by_nobody() -> Self {
+        Self {
+            report: Arc::new(Unreported),
+            cancel: Cancel::never(),
+            start: REBOOT,
+            stop_within: Duration::ZERO,
+        }
+    }
+}
+
+impl Driver {
+    /// Makes the VM's files: the operation that was written down together with the VM itself. On failure nothing is left
+    /// of it.
+    pub async fn create(
+        &mut self,
+        operation: Operation,
+        report: Arc<dyn Report>,
+    ) -> Result<View, ErrorReport> {
+        let asked = Asked { report, ..Asked::by_nobody() };
+        let (canceller, off) = cancel::pair();
+        match self.work(&operation, &asked, &canceller, &off).await {
+            Ok(()) => {
+                self.close(&operation, true).await?;
+                tracing::info!(vm = %self.record.id, name = %self.record.name, "created");
+                Ok(self.current())
+            }
+            Err(Undone { error, clean: true }) => {
+                let closed = self.close_gone(&operation).await;
+                self.enter(Next::Gone);
+                Err(both(error, closed))
+            }
+            Err(Undone { error, clean: false }) => {
+                self.record.cause = Some(sentence(&error));
+                self.enter(Next::State(VmState::Error));
+                let closed = self.close(&operation, false).await;
+                Err(both(error, closed))
+            }
+        }
+    }
+
+    /// Does what an event led to, in order, until something fails.
+    pub(super) async fn act(&mut self, actions: &[Action], asked: &Asked) -> Result<(), ErrorReport> {
+        for action in actions {
+            match action {
+                Action::Start => self.start(asked).await?,
+                // Done where the start ran: this is what comes after it.
+                Action::CancelStart => {}
+                Action::Stop => {
+                    self.record.cause = None;
+                    self.rest(plan::stop(), Rest::Stopped, asked).await?;
+                }
+                Action::Settle(rest) => self.rest(plan::settle(), *rest, asked).await?,
+                Action::CleanUp => self.clean_up().await?,
+                Action::Delete => self.delete(asked).await?,
+                Action::Pause => self.vcpus(VmState::Running, "pause").await?,
+                Action::Resume => self.vcpus(VmState::Paused, "resume").await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn start(&mut self, asked: &Asked) -> Result<(), ErrorReport> {
+        self.record.cause = None;
+        self.record.degraded.clear();
+        lock(&self.live).degraded.clear();
+        let larger = self.record.disk > self.record.image_size;
+        let root = if larger { RootSize::Larger } else { RootSize::AsImage };
+        match self.operate(plan::start(asked.start.wait, root), asked).await {
+            Ok(operation) => {
+                self.record.started_at = Some(clock::now_s());
+                self.record.degraded = lock(&self.live).degraded.clone();
+                self.event(Event::Started);
+                self.done(&operation, "running").await
+            }
+            Err(error) if self.record.state == VmState::Error => Err(self.start_failed(error).await),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A VM that goes with its client goes at once when it does not start; its console log stays.
+    async fn start_failed(&mut self, error: ErrorReport) -> ErrorReport {
+        if !self.record.ephemeral {
+            let name = &self.record.name;
+            return error.hint(format!(
+                "banger vm logs {name} shows its console, banger vm delete {name} removes it"
+            ));
+        }
+        let log = self.world.dirs(&self.record.id).console_log();
+        let kept = failed::keep(&self.world.failed_dir(), &self.record, &log);
+        let error = match kept {
+            Ok(Some(path)) => error.hint(format!("its console log is kept in {}", path.display())),
+            Ok(None) => error,
+            Err(problem) => error.cause(format!("also, its console log could not be kept: {problem}")),
+        };
+        both(error, self.delete_unasked().await)
+    }
+
+    /// Runs a stop or a clean-up, then comes to rest.
+    async fn rest(&mut self, plan: Plan, rest: Rest, asked: &Asked) -> Result<(), ErrorReport> {
+        let operation = self.operate(plan, asked).await?;
+        self.event(Event::Settled(rest));
+        self.done(&operation, "at rest").await
+    }
+
+    /// The clean-up between a guest's restart and the start that follows.
+    pub(super) async fn clean_up(&mut self) -> Result<(), ErrorReport> {
+        let operation = self.operate(plan::settle(), &Asked::by_nobody()).await?;
+        self.close(&operation, true).await
+    }
+
+    async fn delete(&mut self, asked: &Asked) -> Result<(), ErrorReport> {
+        let operation = self.operate(plan::delete(), asked).await?;
+        if let Err(error) = self.close_gone(&operation).await {
+            return Err(self.fail(&operation, Undone { error, clean: false }, Event::Failed).await);
+        }
+        tracing::info!(vm = %self.record.id, name = %self.record.name, operation = %operation.id(), "deleted");
+        self.event(Event::Deleted);
+        Ok(())
+    }
+
+    async fn vcpus(&mut self, before: VmState, verb: &str) -> Result<(), ErrorReport> {
+        let machine = lock(&self.live).machine.clone();
+        let done = match machine {
+            None => {
+                Err(ErrorReport::new(ErrorCode::Internal, format!("cannot {verb} VM '{}'", self.record.name))
+                    .cause("it has no VMM"))
+            }
+            Some(machine) if before == VmState::Running => machine.pause().await,
+            Some(machine) => machine.resume().await,
+        };
+        if let Err(error) = done {
+            if self.record.state != VmState::Stopping {
+                self.enter(Next::State(before));
+                return Err(error);
+            }
+            // It is on its way to its end all the same.
+            tracing::warn!(vm = %self.record.id, %error, "cannot resume a VM before it is stopped");
+            return Ok(());
+        }
+        self.save().await
+    }
+
+    /// Begins an operation and runs it. Of one that fails, state and journal tell so when this returns; one that
+    /// succeeds is still open: its caller closes it together with what it has led to.
+    async fn operate(&mut self, plan: Plan, asked: &Asked) -> Result<Operation, ErrorReport> {
+        let operation = match self.begin(plan).await {
+            Ok(operation) => operation,
+            Err(error) => {
+                self.record.cause = Some(sentence(&error));
+                self.event(Event::Failed);
+                return Err(error);
+            }
+        };
+        let (canceller, off) = cancel::pair();
+        match self.work(&operation, asked, &canceller, &off).await {
+            Ok(()) => Ok(operation),
+            Err(undone) => {
+                let event = if canceller.is_cancelled() { Event::CalledOff } else { Event::Failed };
+                Err(self.fail(&operation, undone, event).await)
+            }
+        }
+    }
+
+    async fn fail(&mut self, operation: &Operation, undone: Undone, event: Event) -> ErrorReport {
+        self.record.cause = Some(sentence(&undone.error));
+        self.event(event);
+        let closed = self.close(operation, undone.clean).await;
+        both(undone.error, closed)
+    }
+
+    async fn begin(&self, plan: Plan) -> Result<Operation, ErrorReport> {
+        let record = self.record.clone();
+        let operation = self
+            .world
+            .journal
+            .begin(&self.record.id, plan, Durability::Process, move |conn| vms::update(conn, &record))
+            .await?;
+        tracing::info!(vm = %self.record.id, name = %self.record.name, operation = %operation.id(),
+            kind = operation.kind().as_str(), "begins");
+        Ok(operation)
+    }
+
+    /// Runs an operation's steps. One that waits for the guest listens meanwhile for what calls it off.
+    async fn work(
+        &mut self,
+        operation: &Operation,
+        asked: &Asked,
+        canceller: &Canceller,
+        off: &Cancel,
+    ) -> Result<(), Undone> {
+        let effects = VmEffects {
+            world: self.world.clone(),
+            record: self.record.clone(),
+            live: self.live.clone(),
+            report: asked.report.clone(),
+            start: Some(asked.start),
+            stop_within: asked.stop_within,
+        };
+        let journal = self.world.journal.clone();
+        let work = journal.go(operation, &effects, off);
+        tokio::pin!(work);
+        loop {
+            let listens = operation.kind() == Kind::Start && !canceller.is_cancelled();
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                reason = asked.cancel.cancelled(), if listens => canceller.cancel(reason),
+                () = self.lease.ended(), if listens => {
+                    self.lease_over = true;
+                    canceller.cancel(self.called_off(operation, "its client is gone"));
+                }
+                message = self.inbox.recv(), if listens => match message {
+                    Some(Message::Call(call)) => {
+                        let (_, verb) = call.what.event();
+                        self.pending = self.admit(call);
+                        if self.pending.is_some() {
+                            canceller.cancel(self.called_off(operation, &format!("it is to {verb} instead")));
+                        }
+                    }
+                    Some(Message::Hold(lease)) => self.hold(lease),
+                    Some(Message::Detach) | None => {
+                        self.detach = true;
+                        canceller.cancel(self.called_off(operation, "the daemon is stopping"));
+                    }
+                },
+            }
+        }
+    }
+
+    fn called_off(&self, operation: &Operation, why: &str) -> ErrorReport {
+        let (kind, name) = (operation.kind().as_str(), &self.record.name);
+        ErrorReport::new(ErrorCode::Cancelled, format!("the {kind} of VM '{name}' was called off")).cause(why)
+    }
+
+    async fn done(&self, operation: &Operation, what: &str) -> Result<(), ErrorReport> {
+        tracing::info!(vm = %self.record.id, name = %self.record.name, operation = %operation.id(),
+            state = %self.record.state, cause = self.record.cause, "{what}");
+        self.close(operation, true).await
+    }
+
+    async fn close(&self, operation: &Operation, clean: bool) -> Result<(), ErrorReport> {
+        let record = self.record.clone();
+        let closed = self.world.journal.close(operation, clean, move |conn| vms::update(conn, &record)).await;
+        closed.map_err(|error| error.in_operation(operation.id()))
+    }
+
+    /// Closes the last operation of a VM, with all that the store has of it.
+    async fn close_gone(&self, operation: &Operation) -> Result<(), ErrorReport> {
+        let id = self.record.id.clone();
+        self.world.journal.close(operation, true, move |conn| vms::delete(conn, &id)).await
+    }
+}
