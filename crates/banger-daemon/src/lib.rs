@@ -7,6 +7,7 @@
 //! State comes back only through a driver's watch channel. What tests replace are the traits of [`ports`].
 
 pub mod clock;
+pub mod console;
 pub mod disk;
 pub mod guest;
 pub mod jobs;

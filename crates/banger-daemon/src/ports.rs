@@ -191,11 +191,11 @@ pub trait Vmm: Send + Sync {
 pub enum MachineExit {
     /// The guest powered itself off.
     PoweredOff,
-    /// The guest asked for a reboot.
+    /// The guest asked for a reboot, or its kernel panicked, which does the same.
     Rebooted,
     /// We ended it.
     Killed,
-    /// The guest's kernel panicked or the VMM died; what is known, for people.
+    /// The VMM died; what is known, for people.
     Died(String),
 }
 

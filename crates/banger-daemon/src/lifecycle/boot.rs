@@ -7,7 +7,7 @@ use banger_proto::{ErrorCode, ErrorReport, VmName};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::console;
+use crate::console;
 use crate::ports::{Machine, MachineExit, VmDirs};
 
 /// How often the console is looked at.

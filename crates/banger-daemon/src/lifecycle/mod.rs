@@ -9,7 +9,6 @@
 
 pub mod boot;
 pub mod cancel;
-pub mod console;
 pub mod driver;
 pub mod effects;
 mod failed;

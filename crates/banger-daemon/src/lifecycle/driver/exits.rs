@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::Driver;
 use super::operations::Asked;
-use crate::lifecycle::console;
+use crate::console;
 use crate::lifecycle::effects::{judge, lock};
 use crate::lifecycle::state::{Event, Exit, next};
 use crate::ports::MachineExit;
@@ -14,8 +14,6 @@ use crate::ports::MachineExit;
 /// A guest that restarts itself more often than this within [`REBOOT_SPAN`] is not started again.
 const REBOOTS: usize = 5;
 const REBOOT_SPAN: Duration = Duration::from_secs(120);
-/// So many of the console's last lines tell how a machine died.
-const LINES: usize = 5;
 
 impl Driver {
     pub(super) async fn exited(&mut self, exit: MachineExit) {
@@ -51,7 +49,7 @@ impl Driver {
             cause = Some(format!("its guest restarted itself more than {REBOOTS} times within {seconds} s"));
         }
         if exit == Exit::Died {
-            let lines = console::last_lines(&log, LINES);
+            let lines = console::last_lines(&log, console::WORDS);
             if !lines.is_empty() {
                 let said = format!("the last lines of its console are:\n  {}", lines.join("\n  "));
                 cause = Some(cause.map_or(said.clone(), |cause| format!("{cause}; {said}")));

@@ -19,13 +19,11 @@ use tracing::Instrument;
 
 use super::processes;
 use super::qmp::{Message, Qmp, QmpError, TIMEOUT};
+use crate::console;
 use crate::ports::{Accelerator, Machine, MachineExit, ProcessRole, VmDirs};
-use crate::vmm::{console_tail, tail};
 
 /// How long the keeper may take to write down a dead VMM's last words.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// What Linux writes first when it panics.
-const PANIC: &str = "Kernel panic - not syncing";
 
 /// A running QEMU.
 #[derive(Debug)]
@@ -177,19 +175,17 @@ async fn clear_away(parts: &Parts, reason: Option<String>) -> MachineExit {
         tracing::error!(%error, "cannot remove the runtime files of a VM");
     }
     let killed = parts.killed.load(Ordering::SeqCst);
-    let panic = console_tail(&parts.dirs, usize::MAX).into_iter().rev().find(|line| line.contains(PANIC));
-    classify(killed, reason.as_deref(), panic, &tail(&parts.dirs.vmm_log(), 5))
+    let said = console::last_lines(&parts.dirs.vmm_log(), console::WORDS);
+    classify(killed, reason.as_deref(), &said)
 }
 
 /// How a machine ended: whether we killed it, the reason in QEMU's last event (`ShutdownCause`, QEMU's qapi/run-state.json),
-/// a panic on the console, and what QEMU said. A panic is a reset to QEMU, because the kernel is told to reboot.
-fn classify(killed: bool, reason: Option<&str>, panic: Option<String>, said: &[String]) -> MachineExit {
+/// and what QEMU said. A panic is a reset to QEMU, because the kernel is told to reboot: whoever knows the console
+/// tells them apart.
+fn classify(killed: bool, reason: Option<&str>, said: &[String]) -> MachineExit {
     match reason {
         _ if killed => MachineExit::Killed,
         Some("guest-shutdown") => MachineExit::PoweredOff,
-        Some("guest-reset" | "guest-panic") if panic.is_some() => {
-            MachineExit::Died(format!("the guest's kernel panicked: {}", panic.unwrap_or_default()))
-        }
         Some("guest-panic") => MachineExit::Died("the guest's kernel panicked".to_owned()),
         Some("guest-reset") => MachineExit::Rebooted,
         Some(other) => MachineExit::Died(format!("QEMU ended ({other})")),
@@ -264,18 +260,16 @@ mod tests {
     #[test]
     fn the_end_is_told_apart() {
         let said = ["qemu: no".to_owned()];
-        let panic = || Some("[ 1.0] Kernel panic - not syncing: x".to_owned());
-        assert_eq!(classify(true, Some("guest-reset"), None, &[]), MachineExit::Killed);
-        assert_eq!(classify(false, Some("guest-shutdown"), None, &[]), MachineExit::PoweredOff);
-        assert_eq!(classify(false, Some("guest-reset"), None, &said), MachineExit::Rebooted);
+        assert_eq!(classify(true, Some("guest-reset"), &[]), MachineExit::Killed);
+        assert_eq!(classify(false, Some("guest-shutdown"), &[]), MachineExit::PoweredOff);
+        assert_eq!(classify(false, Some("guest-reset"), &said), MachineExit::Rebooted);
         let died = |exit| match exit {
             MachineExit::Died(why) => why,
             other => panic!("{other:?}"),
         };
-        assert!(died(classify(false, Some("guest-reset"), panic(), &[])).contains("syncing: x"));
-        assert!(died(classify(false, Some("guest-panic"), None, &[])).contains("panicked"));
-        assert!(died(classify(false, Some("host-signal"), None, &[])).contains("host-signal"));
-        assert!(died(classify(false, None, None, &said)).contains("qemu: no"));
-        assert!(died(classify(false, None, None, &[])).contains("without a word"));
+        assert!(died(classify(false, Some("guest-panic"), &[])).contains("panicked"));
+        assert!(died(classify(false, Some("host-signal"), &[])).contains("host-signal"));
+        assert!(died(classify(false, None, &said)).contains("qemu: no"));
+        assert!(died(classify(false, None, &[])).contains("without a word"));
     }
 }

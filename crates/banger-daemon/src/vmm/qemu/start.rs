@@ -19,12 +19,12 @@ use super::args::{self, HostFacts};
 use super::machine::{Parts, QemuMachine};
 use super::processes;
 use super::qmp::{Qmp, QmpError, TIMEOUT};
+use crate::console;
 use crate::keeper;
 use crate::launch::{LaunchError, Program, Waiting};
 use crate::net::passt;
 use crate::ports::{Launch, Machine, ProcessJournal, ProcessRole, VmDirs, VmmDescription};
 use crate::scope;
-use crate::vmm::tail;
 
 /// What it was about that failed, for people.
 const DOING: &str = "cannot start the VM";
@@ -103,7 +103,7 @@ impl Start<'_> {
         if let Err(error) = cleaned {
             tracing::error!(%error, "cannot clean up after a VM that did not start");
         }
-        let said = tail(&dirs.vmm_log(), 5);
+        let said = console::last_lines(&dirs.vmm_log(), console::WORDS);
         Err(if said.is_empty() { error } else { error.cause(said.join("\n")) })
     }
 

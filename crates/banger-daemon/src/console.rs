@@ -1,12 +1,18 @@
-//! Looking at a guest's console log on the host. What a guest wrote is bounded and made printable before
-//! anybody sees it.
+//! Looking at a VM's logs on the host: its guest's console and its VMM's own words. What is in there is bounded and made
+//! printable before anybody sees it. A log that cannot be read is an empty one: this is only ever more detail on something
+//! else.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 /// What Linux says when it gives up (kernel/panic.c).
 const PANIC: &[u8] = b"Kernel panic - not syncing";
+/// So many of a log's last lines are enough to say why something ended.
+pub const WORDS: usize = 5;
 /// So much of a log's end is looked at for its last lines.
 const TAIL: u64 = 32 * 1024;
 /// So much is read at once while a boot is watched.
@@ -14,12 +20,13 @@ const CHUNK: u64 = 256 * 1024;
 /// Longer lines are cut, in characters.
 const WIDTH: usize = 200;
 
-/// The last lines of a log, printable; empty where there is none. Where the kernel gave up they begin a little before it
-/// says so, because the trace that follows can be long.
+/// The last lines of a log. Where the kernel gave up they begin a little before it says so, because the trace that
+/// follows can be long.
 pub fn last_lines(log: &Path, count: usize) -> Vec<String> {
     let text = read_tail(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let lines: Vec<String> = text.split('\n').map(printable).filter(|line| !line.is_empty()).collect();
+    let lines: Vec<String> =
+        text.split(['\n', '\r']).map(printable).filter(|line| !line.is_empty()).collect();
     let panicked =
         lines.iter().rposition(|line| line.as_bytes().windows(PANIC.len()).any(|part| part == PANIC));
     let end = lines.len().saturating_sub(count);
@@ -43,16 +50,12 @@ pub fn printable(text: &str) -> String {
             break;
         }
         match char {
-            // A control sequence (ECMA-48): its parameters up to the final letter.
+            // An escape sequence (ECMA-48) is two characters; a control sequence goes on to its final letter.
             '\u{1b}' => {
-                if chars.as_str().starts_with('[') {
-                    chars.next();
-                    for char in chars.by_ref() {
-                        if ('@'..='~').contains(&char) {
-                            break;
-                        }
-                    }
+                if chars.next() == Some('[') {
+                    while chars.next().is_some_and(|char| !('@'..='~').contains(&char)) {}
                 }
+                continue;
             }
             '\t' => line.push(' '),
             char if char.is_control() => continue,
@@ -64,7 +67,7 @@ pub fn printable(text: &str) -> String {
 }
 
 fn read_tail(log: &Path) -> io::Result<Vec<u8>> {
-    let mut file = File::open(log)?;
+    let mut file = open(log)?;
     let start = file.metadata()?.len().saturating_sub(TAIL);
     file.seek(SeekFrom::Start(start))?;
     let mut text = Vec::new();
@@ -72,7 +75,11 @@ fn read_tail(log: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Follows a log from a start on.
+fn open(log: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(log)
+}
+
+/// Follows a console from a start on.
 #[derive(Debug)]
 pub struct Watch {
     log: PathBuf,
@@ -85,11 +92,11 @@ pub struct Watch {
 impl Watch {
     /// From the log's present end on.
     pub fn from_end(log: PathBuf) -> Self {
-        let offset = log.metadata().map_or(0, |meta| meta.len());
+        let offset = open(&log).and_then(|log| log.metadata()).map_or(0, |meta| meta.len());
         Self { log, offset, carry: Vec::new(), panicked: false }
     }
 
-    /// Reads on; says whether anything came. A log that cannot be read is one to which nothing comes.
+    /// Reads on; says whether anything came.
     pub fn grew(&mut self) -> bool {
         self.read().unwrap_or(false)
     }
@@ -100,7 +107,7 @@ impl Watch {
     }
 
     fn read(&mut self) -> io::Result<bool> {
-        let mut file = File::open(&self.log)?;
+        let mut file = open(&self.log)?;
         let len = file.metadata()?.len();
         if len < self.offset {
             // It was rotated.
@@ -129,11 +136,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("console.log");
         assert!(last_lines(&log, 3).is_empty());
+        std::os::unix::fs::symlink("/proc/self/status", &log).unwrap();
+        assert!(last_lines(&log, 3).is_empty(), "what a log's name leads to is not a log");
+        std::fs::remove_file(&log).unwrap();
         let mut file = File::create(&log).unwrap();
         for number in 0..50_000 {
             writeln!(file, "line {number}\r").unwrap();
         }
-        write!(file, "\x1b[31mred\x1b[0m\x07\tbell\n{}\n\n", "x".repeat(5000)).unwrap();
+        write!(file, "\x1b[31mred\x1b[0m\x07\tbell\n\x1b]{}\n\n", "x".repeat(5000)).unwrap();
         file.write_all(b"\xff\xfe no text").unwrap();
         let lines = last_lines(&log, 4);
         assert_eq!(lines[0], "line 49999");
