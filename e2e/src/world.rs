@@ -174,6 +174,20 @@ impl World {
         self.ok(&args)
     }
 
+    /// Stops the agent of a VM without an init by a signal, for so many seconds, and waits until it answers no more.
+    pub fn freeze_agent(&self, name: &str, seconds: u32) -> anyhow::Result<()> {
+        let find = "for p in /proc/[0-9]*; do case $(cat $p/cmdline) in @banger-agent*) agent=${p#/proc/};; esac; done";
+        let freeze = format!("sleep 1; kill -STOP $agent; sleep {seconds}; kill -CONT $agent");
+        self.exec(name, &["sh", "-c", &format!("{find}; ({freeze}) </dev/null >/dev/null 2>&1 &")])?;
+        loop {
+            let mut asks = self.command(&["vm", "exec", name, "--", "true"]);
+            let mut asks = asks.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+            if wait(&mut asks, Duration::from_secs(3))?.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
     /// What `vm show --json` says of a VM.
     pub fn show(&self, name: &str) -> anyhow::Result<serde_json::Value> {
         self.ok(&["vm", "show", name, "--json"])?.json()
@@ -184,6 +198,13 @@ impl World {
         let shown = self.show(name)?;
         let state = find(&shown, "state").and_then(|state| state.as_str()).context("vm show has no state")?;
         Ok(state.to_owned())
+    }
+
+    /// The pid of a VM's VMM.
+    pub fn vmm_pid(&self, name: &str) -> anyhow::Result<i32> {
+        let shown = self.show(name)?;
+        let pid = find(&shown, "vmm").and_then(|vmm| vmm.get("pid")?.as_i64()).context("no VMM pid")?;
+        Ok(i32::try_from(pid)?)
     }
 
     /// Waits until a VM is in a state.

@@ -1,10 +1,11 @@
 //! Guests that do not come up, and a disk that is full: a clear error with what there is to know, and nothing left.
 
 use std::path::Path;
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, ensure};
 use e2e::isolate;
-use e2e::world::{SMALL, World};
+use e2e::world::{SMALL, World, code};
 
 use crate::Body;
 
@@ -13,6 +14,7 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("trouble_guest_never_answers", never_answers),
     ("trouble_disk_full", full),
     ("trouble_vmm_killed", vmm_killed),
+    ("trouble_guest_ignores_a_stop", ignores_a_stop),
 ];
 
 fn run_line<'a>(more: &[&'a str]) -> Vec<&'a str> {
@@ -111,12 +113,56 @@ fn full(world: &mut World) -> anyhow::Result<()> {
 
 fn vmm_killed(world: &mut World) -> anyhow::Result<()> {
     world.small_vm("shot")?;
-    let pid = e2e::world::find(&world.show("shot")?, "vmm").and_then(|vmm| vmm.get("pid")?.as_i64());
-    isolate::run("kill", &["-KILL", &pid.context("no VMM pid")?.to_string()])?;
+    isolate::run("kill", &["-KILL", &world.vmm_pid("shot")?.to_string()])?;
     world.until("its death is seen", || Ok(world.vm_state("shot")? != "running"))?;
     let ran = world.run(&["vm", "exec", "shot", "--", "true"])?;
     ensure!(ran.status == 125, "status {}", ran.status);
     world.ok(&["vm", "start", "shot", "--wait", "agent"])?;
     ensure!(world.exec("shot", &["echo", "again"])?.text() == "again");
     Ok(())
+}
+
+/// A guest that does not answer keeps a stop waiting, but nobody who wants something else.
+fn ignores_a_stop(world: &mut World) -> anyhow::Result<()> {
+    world.small_vm("deaf")?;
+    world.freeze_agent("deaf", 1000)?;
+    // Ctrl-C calls the stop off, and the VM runs on.
+    let stop = begin_stop(world, "deaf")?;
+    isolate::run("kill", &["-INT", &stop.id().to_string()])?;
+    let (status, stderr) = end(stop)?;
+    ensure!(status == 130 && stderr.contains("called off"), "status {status}: {stderr}");
+    ensure!(world.vm_state("deaf")? == "running", "it is {}", world.vm_state("deaf")?);
+    // So does a forced deletion, and nothing less.
+    let stop = begin_stop(world, "deaf")?;
+    let refused = world.run(&["vm", "delete", "deaf"])?.expect(1)?;
+    ensure!(refused.stderr.contains("vm delete -f deaf"), "{}", refused.stderr);
+    ensure!(world.run(&["vm", "start", "deaf"])?.status == 1);
+    world.ok(&["vm", "delete", "-f", "deaf"])?;
+    let (status, stderr) = end(stop)?;
+    ensure!(status == 1 && stderr.contains("called off"), "status {status}: {stderr}");
+    ensure!(world.vms()?.is_empty(), "it is left");
+    // And so does the end of a client that holds an ephemeral VM.
+    let mut holds = world.command(&run_line(&["--name", "held", "--", "sleep", "1000"])).spawn()?;
+    world.until("it runs", || Ok(world.vms()? == ["held"] && world.vm_state("held")? == "running"))?;
+    world.freeze_agent("held", 1000)?;
+    let stop = begin_stop(world, "held")?;
+    holds.kill()?;
+    holds.wait()?;
+    world.until("it is deleted", || Ok(world.vms()?.is_empty()))?;
+    let (status, stderr) = end(stop)?;
+    ensure!(status == 1 && stderr.contains("called off"), "status {status}: {stderr}");
+    Ok(())
+}
+
+/// Begins a stop that is far from being forced.
+fn begin_stop(world: &World, name: &str) -> anyhow::Result<Child> {
+    let mut stop = world.command(&["vm", "stop", "--timeout", "140", name]);
+    let stop = stop.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    world.await_state(name, "stopping")?;
+    Ok(stop)
+}
+
+fn end(child: Child) -> anyhow::Result<(i32, String)> {
+    let output = child.wait_with_output()?;
+    Ok((code(output.status), String::from_utf8_lossy(&output.stderr).into_owned()))
 }

@@ -175,14 +175,16 @@ impl Driver {
 
     /// Deletes a VM that goes with its client.
     async fn delete_unasked(&mut self) -> Result<(), ErrorReport> {
-        match next(self.record.state, Event::Delete(Force::Yes)) {
-            Ok((next, actions)) => {
-                self.enter(next);
-                // Boxed: a start that fails leads here, and here is where a start is done.
-                Box::pin(self.act(&actions, &Asked::by_nobody())).await
-            }
-            Err(denied) => Err(denied.report("delete", &self.record.name, self.record.state)),
-        }
+        let actions = self.admit_deletion()?;
+        // Boxed: a start that fails leads here, and from here one could be done.
+        Box::pin(self.act(&actions, &Asked::by_nobody())).await
+    }
+
+    fn admit_deletion(&mut self) -> Result<Vec<Action>, ErrorReport> {
+        let (next, actions) = next(self.record.state, Event::Delete(Force::Yes))
+            .map_err(|denied| denied.report("delete", &self.record.name, self.record.state))?;
+        self.enter(next);
+        Ok(actions)
     }
 
     fn hold(&mut self, lease: Lease) {

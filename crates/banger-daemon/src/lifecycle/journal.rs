@@ -17,7 +17,7 @@ use rusqlite::Connection;
 
 use super::cancel::Cancel;
 use super::faults::{Faults, Point, Side};
-use super::plan::{Kind, Plan, Step};
+use super::plan::{AfterCrash, Kind, Plan, Step};
 use super::report::sentence;
 use crate::store::{Durability, Store, StoreError, journal};
 use crate::{clock, random};
@@ -104,8 +104,8 @@ impl Journal {
         }
     }
 
-    /// Runs an operation's stages. On failure, or when it is called off, what was begun is undone. The caller then
-    /// closes it.
+    /// Runs an operation's stages. On failure, or when it is called off, what was begun is undone. What is only ever
+    /// finished can be called off just while it waits for the guest. The caller then closes it.
     pub async fn go(
         &self,
         operation: &Operation,
@@ -117,7 +117,9 @@ impl Journal {
         let stages = &operation.plan.stages;
         for (index, stage) in stages.iter().enumerate() {
             begun.extend(stage);
-            if let Some(reason) = cancel.reason() {
+            let may_be_called_off = operation.kind().after_crash() == AfterCrash::Undo
+                || stage.iter().any(|step| step.may_be_called_off());
+            if may_be_called_off && let Some(reason) = cancel.reason() {
                 failure = Some(reason);
                 break;
             }
@@ -172,7 +174,7 @@ impl Journal {
         error: ErrorReport,
     ) -> Undone {
         let mut undone = Undone { error: error.in_operation(&operation.id), clean: true };
-        if operation.plan.kind.after_crash() == super::plan::AfterCrash::Finish {
+        if operation.kind().after_crash() == AfterCrash::Finish {
             // Nothing of it is ever taken back: what is left is done by the next attempt.
             undone.clean = false;
             return undone;

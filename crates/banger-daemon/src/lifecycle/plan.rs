@@ -43,6 +43,14 @@ impl Kind {
         }
     }
 
+    /// Whether it waits for the guest. Such a one can be called off, while it waits; the others are short.
+    pub const fn waits_for_guest(self) -> bool {
+        match self {
+            Self::Start | Self::Stop => true,
+            Self::Create | Self::Settle | Self::Delete => false,
+        }
+    }
+
     /// The kind of this word.
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == word)
@@ -273,6 +281,15 @@ mod tests {
             steps.sort_unstable();
             steps.dedup();
             assert_eq!(steps.len(), count, "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn exactly_those_wait_for_the_guest_that_can_be_called_off() {
+        for plan in [create(), start(Wait::Agent, RootSize::AsImage), stop(), settle(), delete()] {
+            let steps = plan.stages.concat();
+            let waits = steps.into_iter().any(Step::may_be_called_off);
+            assert_eq!(plan.kind.waits_for_guest(), waits, "{plan:?}");
         }
     }
 

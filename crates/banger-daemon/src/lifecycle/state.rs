@@ -8,11 +8,11 @@
 //!      |                v |                  | stop, power off, died
 //!      |      error <---' '---> stopping <---'
 //!      |        |                  | |
-//!      '--------+-- delete --------' '--> stopped, error, or deleted
+//!      '--------+-- delete --------' '--> stopped, error, or deleted; running where a stop is called off
 //! ```
 //!
 //! `starting` and `stopping` are exactly the states in which an operation runs, and every state leads to
-//! deletion.
+//! deletion: at once by force, because what waits for the guest is called off for it.
 
 use banger_proto::{ErrorCode, ErrorReport, VmName, VmState};
 
@@ -31,13 +31,13 @@ pub enum Event {
     Resume,
     /// The start has succeeded.
     Started,
-    /// The start was called off and is undone.
+    /// What waited for the guest was called off, and nothing is to follow: a start is undone, a stop lets it run on.
     CalledOff,
     /// The stop, or the clean-up after the machine ended, is done.
     Settled(Rest),
     /// The deletion is done.
     Deleted,
-    /// What was under way could not be done. A start is then undone.
+    /// What was under way could not be done; a start is then undone.
     Failed,
     /// The machine ended without being asked by us.
     Exited(Exit),
@@ -77,8 +77,9 @@ pub enum Rest {
 pub enum Action {
     /// Begin the start.
     Start,
-    /// Call the start that runs off, and wait until it is undone.
-    CancelStart,
+    /// Call off what waits for the guest, a start or a stop, and wait until it has ended. Its end is no event then: this
+    /// request has said where it leads.
+    CallOff,
     /// Begin an orderly stop.
     Stop,
     /// Clean up after a machine that ended, then come to rest.
@@ -126,17 +127,17 @@ pub fn next(state: VmState, event: Event) -> Result<(Next, Vec<Action>), Denied>
         (Starting | Running, Event::Start) => Err(Denied::Already),
         (Paused | Stopping, Event::Start) => Err(Denied::Busy),
 
-        (Starting, Event::Stop) => to(Stopping, &[Action::CancelStart, Action::Stop]),
+        (Starting, Event::Stop) => to(Stopping, &[Action::CallOff, Action::Stop]),
         (Running | Error, Event::Stop) => to(Stopping, &[Action::Stop]),
         (Paused, Event::Stop) => to(Stopping, &[Action::Resume, Action::Stop]),
         (Created | Stopped, Event::Stop) => Err(Denied::NotRunning),
         (Stopping, Event::Stop) => Err(Denied::Already),
 
         (Created | Stopped | Error, Event::Delete(Force::No | Force::Yes)) => to(Stopping, &[Action::Delete]),
-        (Starting, Event::Delete(Force::Yes)) => to(Stopping, &[Action::CancelStart, Action::Delete]),
+        (Starting, Event::Delete(Force::Yes)) => to(Stopping, &[Action::CallOff, Action::Delete]),
         (Running | Paused, Event::Delete(Force::Yes)) => to(Stopping, &[Action::Delete]),
-        (Starting | Running | Paused, Event::Delete(Force::No)) => Err(Denied::NeedsForce),
-        (Stopping, Event::Delete(Force::No | Force::Yes)) => Err(Denied::Busy),
+        (Stopping, Event::Delete(Force::Yes)) => to(Stopping, &[Action::CallOff, Action::Delete]),
+        (Starting | Running | Paused | Stopping, Event::Delete(Force::No)) => Err(Denied::NeedsForce),
 
         (Running, Event::Pause) => to(Paused, &[Action::Pause]),
         (Paused, Event::Pause) => Err(Denied::Already),
@@ -146,12 +147,11 @@ pub fn next(state: VmState, event: Event) -> Result<(Next, Vec<Action>), Denied>
         (Created | Starting | Stopping | Stopped | Error, Event::Resume) => Err(Denied::NotRunning),
 
         (Starting, Event::Started) => to(Running, &[]),
+        (Created | Running | Paused | Stopping | Stopped | Error, Event::Started) => Err(Denied::Impossible),
+
         (Starting, Event::CalledOff) => to(Stopped, &[]),
-        // The start was called off; whatever became of it, what was asked for instead follows.
-        (Stopping, Event::Started | Event::CalledOff) => to(Stopping, &[]),
-        (Created | Running | Paused | Stopped | Error, Event::Started | Event::CalledOff) => {
-            Err(Denied::Impossible)
-        }
+        (Stopping, Event::CalledOff) => to(Running, &[]),
+        (Created | Running | Paused | Stopped | Error, Event::CalledOff) => Err(Denied::Impossible),
 
         (Starting | Stopping, Event::Failed) => to(Error, &[]),
         (Created | Running | Paused | Stopped | Error, Event::Failed) => Err(Denied::Impossible),

@@ -86,8 +86,8 @@ impl Driver {
         for action in actions {
             match action {
                 Action::Start => self.start(asked).await?,
-                // Done where the start ran: this is what comes after it.
-                Action::CancelStart => {}
+                // Done where it ran: this is what comes after it.
+                Action::CallOff => {}
                 Action::Stop => {
                     self.record.cause = None;
                     self.rest(plan::stop(), Rest::Stopped, asked).await?;
@@ -112,7 +112,7 @@ impl Driver {
             Ok(operation) => {
                 self.record.started_at = Some(clock::now_s());
                 self.record.degraded = lock(&self.live).degraded.clone();
-                self.event(Event::Started);
+                self.ended(Event::Started);
                 self.done(&operation, "running").await
             }
             Err(error) if self.record.state == VmState::Error => Err(self.start_failed(error).await),
@@ -141,7 +141,7 @@ impl Driver {
     /// Runs a stop or a clean-up, then comes to rest.
     async fn rest(&mut self, plan: Plan, rest: Rest, asked: &Asked) -> Result<(), ErrorReport> {
         let operation = self.operate(plan, asked).await?;
-        self.event(Event::Settled(rest));
+        self.ended(Event::Settled(rest));
         self.done(&operation, "at rest").await
     }
 
@@ -154,7 +154,7 @@ impl Driver {
     async fn delete(&mut self, asked: &Asked) -> Result<(), ErrorReport> {
         let operation = self.operate(plan::delete(), asked).await?;
         if let Err(error) = self.close_gone(&operation).await {
-            return Err(self.fail(&operation, Undone { error, clean: false }, Event::Failed).await);
+            return Err(self.fail(&operation, Undone { error, clean: false }).await);
         }
         tracing::info!(vm = %self.record.id, name = %self.record.name, operation = %operation.id(), "deleted");
         self.event(Event::Deleted);
@@ -197,18 +197,44 @@ impl Driver {
         let (canceller, off) = cancel::pair();
         match self.work(&operation, asked, &canceller, &off).await {
             Ok(()) => Ok(operation),
-            Err(undone) => {
-                let event = if canceller.is_cancelled() { Event::CalledOff } else { Event::Failed };
-                Err(self.fail(&operation, undone, event).await)
-            }
+            Err(undone) if canceller.is_cancelled() => Err(self.called_off(&operation, undone).await),
+            Err(undone) => Err(self.fail(&operation, undone).await),
         }
     }
 
-    async fn fail(&mut self, operation: &Operation, undone: Undone, event: Event) -> ErrorReport {
+    async fn fail(&mut self, operation: &Operation, undone: Undone) -> ErrorReport {
         self.record.cause = Some(sentence(&undone.error));
-        self.event(event);
+        self.event(Event::Failed);
         let closed = self.close(operation, undone.clean).await;
         both(undone.error, closed)
+    }
+
+    /// The end of an operation that was called off: a start is undone, and a stop has done nothing but ask.
+    async fn called_off(&mut self, operation: &Operation, undone: Undone) -> ErrorReport {
+        let stop = operation.kind() == Kind::Stop;
+        if stop && (self.taken_over() || self.detach) {
+            // It stays in the journal, until the deletion replaces it or the next daemon goes on with it.
+            return undone.error;
+        }
+        let no_machine = lock(&self.live).machine.is_none();
+        if stop && no_machine {
+            return self.fail(operation, undone).await;
+        }
+        self.record.cause = (!stop).then(|| sentence(&undone.error));
+        self.ended(Event::CalledOff);
+        let closed = self.close(operation, stop || undone.clean).await;
+        both(undone.error, closed)
+    }
+
+    /// What an operation ended with, where nothing took over from it: a request that did has said already where that leads.
+    fn ended(&mut self, event: Event) {
+        if !self.taken_over() {
+            self.event(event);
+        }
+    }
+
+    fn taken_over(&self) -> bool {
+        self.pending.is_some() || self.lease_over
     }
 
     async fn begin(&self, plan: Plan) -> Result<Operation, ErrorReport> {
@@ -243,34 +269,36 @@ impl Driver {
         let work = journal.go(operation, &effects, off);
         tokio::pin!(work);
         loop {
-            let listens = operation.kind() == Kind::Start && !canceller.is_cancelled();
+            let listens = operation.kind().waits_for_guest() && !canceller.is_cancelled();
             tokio::select! {
                 biased;
                 done = &mut work => return done,
-                reason = asked.cancel.cancelled(), if listens => canceller.cancel(reason),
+                reason = asked.cancel.cancelled(), if listens => canceller.cancel(self.off(operation, &reason.message)),
                 () = self.lease.ended(), if listens => {
+                    canceller.cancel(self.off(operation, "its client is gone"));
                     self.lease_over = true;
-                    canceller.cancel(self.called_off(operation, "its client is gone"));
+                    // What becomes of it is done when this has ended; a refusal is told then.
+                    let _ = self.admit_deletion();
                 }
                 message = self.inbox.recv(), if listens => match message {
                     Some(Message::Call(call)) => {
                         let (_, verb) = call.what.event();
                         self.pending = self.admit(call);
                         if self.pending.is_some() {
-                            canceller.cancel(self.called_off(operation, &format!("it is to {verb} instead")));
+                            canceller.cancel(self.off(operation, &format!("it is to {verb} instead")));
                         }
                     }
                     Some(Message::Hold(lease)) => self.hold(lease),
                     Some(Message::Detach) | None => {
                         self.detach = true;
-                        canceller.cancel(self.called_off(operation, "the daemon is stopping"));
+                        canceller.cancel(self.off(operation, "the daemon is stopping"));
                     }
                 },
             }
         }
     }
 
-    fn called_off(&self, operation: &Operation, why: &str) -> ErrorReport {
+    fn off(&self, operation: &Operation, why: &str) -> ErrorReport {
         let (kind, name) = (operation.kind().as_str(), &self.record.name);
         ErrorReport::new(ErrorCode::Cancelled, format!("the {kind} of VM '{name}' was called off")).cause(why)
     }

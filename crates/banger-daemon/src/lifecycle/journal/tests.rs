@@ -144,3 +144,33 @@ async fn a_deletion_takes_nothing_back() {
     assert!(!undone.clean);
     assert!(!script.log.lock().unwrap().iter().any(|line| line.starts_with("undo")));
 }
+
+/// Calls an operation off when it comes to a point.
+struct CallOffAt(Point, cancel::Canceller);
+
+#[async_trait]
+impl Faults for CallOffAt {
+    async fn reach(&self, point: Point) -> Result<(), ErrorReport> {
+        if point == self.0 {
+            self.1.cancel(ErrorReport::new(ErrorCode::Cancelled, "called off"));
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_stop_that_no_longer_waits_is_finished_whoever_calls_it_off() {
+    let bench = bench().await;
+    let (canceller, cancel) = cancel::pair();
+    let asked = Point { kind: Kind::Stop, step: Step::AskGuest, side: Side::After };
+    let journal = Journal::new(bench.store.clone(), Arc::new(CallOffAt(asked, canceller)));
+    let script = bench.script(None, None);
+    let begin = || journal.begin(&bench.vm.id, plan::stop(), Durability::Process, |_| Ok(()));
+    journal.go(&begin().await.unwrap(), &script, &cancel).await.unwrap();
+    assert_eq!(script.log.lock().unwrap().join(", "), "do ask-guest, do end-vmm, do unlink, do clean-up");
+    // It is called off by now: the next one does not even begin.
+    let script = bench.script(None, None);
+    let undone = journal.go(&begin().await.unwrap(), &script, &cancel).await.unwrap_err();
+    assert_eq!(undone.error.code, ErrorCode::Cancelled);
+    assert!(script.log.lock().unwrap().is_empty());
+}

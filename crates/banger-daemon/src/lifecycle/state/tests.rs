@@ -8,13 +8,25 @@ struct World {
     gone: bool,
     vmm: bool,
     work: std::collections::VecDeque<Action>,
-    cancelled: bool,
+    /// A request called the first operation off.
+    taken_over: bool,
 }
 
 impl World {
     fn new() -> Self {
         let work = std::collections::VecDeque::new();
-        Self { state: VmState::Created, gone: false, vmm: false, work, cancelled: false }
+        Self { state: VmState::Created, gone: false, vmm: false, work, taken_over: false }
+    }
+
+    /// Whether the driver takes requests: between operations, and beside one that waits for the guest.
+    fn listens(&self) -> bool {
+        !self.taken_over && matches!(self.work.front(), None | Some(Action::Start | Action::Stop))
+    }
+
+    fn request(&mut self, event: Event) {
+        if self.listens() {
+            self.event(event);
+        }
     }
 
     fn event(&mut self, event: Event) {
@@ -25,7 +37,7 @@ impl World {
         }
         for action in actions {
             match action {
-                Action::CancelStart => self.cancelled = true,
+                Action::CallOff => self.taken_over = true,
                 Action::Pause | Action::Resume => assert!(self.vmm, "no vCPUs to {action:?}"),
                 Action::Start | Action::Stop | Action::Settle(_) | Action::CleanUp | Action::Delete => {
                     self.work.push_back(action);
@@ -34,34 +46,45 @@ impl World {
         }
     }
 
-    /// The oldest operation ends.
+    /// The end of an operation, which is none where a request took over.
+    fn ended(&mut self, event: Event) {
+        if !std::mem::take(&mut self.taken_over) {
+            self.event(event);
+        }
+    }
+
+    /// The first operation ends by itself.
     fn finish(&mut self, success: bool) {
         let Some(action) = self.work.pop_front() else { return };
-        match action {
-            Action::Start if self.cancelled => {
-                self.cancelled = false;
+        self.vmm = matches!(action, Action::Start) && success;
+        self.ended(match action {
+            Action::CleanUp if success => return,
+            _ if !success => Event::Failed,
+            Action::Start => Event::Started,
+            Action::Stop => Event::Settled(Rest::Stopped),
+            Action::Settle(rest) => Event::Settled(rest),
+            Action::Delete => Event::Deleted,
+            Action::CleanUp | Action::CallOff | Action::Pause | Action::Resume => unreachable!(),
+        });
+        if !success && self.state == VmState::Error {
+            // What was to follow does not.
+            self.work.clear();
+        }
+    }
+
+    /// Its caller, or the daemon's end, calls the first operation off.
+    fn call_off(&mut self) {
+        if !self.listens() {
+            return;
+        }
+        match self.work.pop_front() {
+            None => {}
+            Some(Action::Start) => {
                 self.vmm = false;
                 self.event(Event::CalledOff);
             }
-            Action::Start if success => {
-                self.vmm = true;
-                self.event(Event::Started);
-            }
-            Action::Start => self.event(Event::Failed),
-            Action::Stop => {
-                self.vmm = false;
-                self.event(if success { Event::Settled(Rest::Stopped) } else { Event::Failed });
-            }
-            Action::Settle(rest) => {
-                self.vmm = false;
-                self.event(if success { Event::Settled(rest) } else { Event::Failed });
-            }
-            Action::CleanUp => self.vmm = false,
-            Action::Delete => {
-                self.vmm = false;
-                self.event(if success { Event::Deleted } else { Event::Failed });
-            }
-            Action::CancelStart | Action::Pause | Action::Resume => unreachable!(),
+            // A stop of what does not run is not called off but fails.
+            Some(_) => self.event(if self.vmm { Event::CalledOff } else { Event::Failed }),
         }
     }
 
@@ -85,6 +108,7 @@ enum Happening {
     Event(Event),
     Exit(Exit),
     Finish(bool),
+    CallOff,
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -100,6 +124,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         Just(Happening::Exit(Exit::Died)),
         any::<bool>().prop_map(Happening::Finish),
         any::<bool>().prop_map(Happening::Finish),
+        Just(Happening::CallOff),
     ]
 }
 
@@ -109,10 +134,11 @@ proptest! {
         let mut world = World::new();
         for happening in happenings {
             match happening {
-                Happening::Event(event) => world.event(event),
+                Happening::Event(event) => world.request(event),
                 Happening::Exit(exit) if world.vmm => world.event(Event::Exited(exit)),
                 Happening::Exit(_) => {}
                 Happening::Finish(success) => world.finish(success),
+                Happening::CallOff => world.call_off(),
             }
             world.check();
             if world.gone {
@@ -153,10 +179,21 @@ fn the_usual_life() {
 }
 
 #[test]
+fn what_waits_for_the_guest_gives_way_to_a_forced_deletion() {
+    for state in [VmState::Starting, VmState::Stopping] {
+        let (next, actions) = next(state, Event::Delete(Force::Yes)).unwrap();
+        assert_eq!(next, Next::State(VmState::Stopping), "{state}");
+        assert_eq!(actions, [Action::CallOff, Action::Delete], "{state}");
+    }
+    assert_eq!(next(VmState::Stopping, Event::CalledOff).unwrap().0, Next::State(VmState::Running));
+}
+
+#[test]
 fn what_is_refused_says_why_and_what_next() {
     let name: VmName = "box".parse().unwrap();
     for (state, event, doing, part) in [
         (VmState::Running, Event::Delete(Force::No), "delete", "delete -f box"),
+        (VmState::Stopping, Event::Delete(Force::No), "delete", "delete -f box"),
         (VmState::Stopped, Event::Stop, "stop", "vm start box"),
         (VmState::Running, Event::Start, "start", "vm show box"),
     ] {
