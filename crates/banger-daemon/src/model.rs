@@ -4,6 +4,7 @@
 //! change without the others.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use banger_proto::daemon::VmKey;
 use banger_proto::{ByteSize, Digest, ImageName, JobId, KernelName, OperationId, VmId, VmName, VmState};
@@ -139,6 +140,8 @@ pub struct OpenOperation {
     pub vm: VmId,
     /// The word of its kind (`lifecycle::plan::Kind::as_str`).
     pub kind: String,
+    /// For a stop: how long its guest has to end by itself.
+    pub stop_within: Option<Duration>,
     /// Names of the steps whose effect may have happened, in the order in which they were begun.
     pub begun: Vec<String>,
 }

@@ -19,6 +19,7 @@ use crate::jobs::Unreported;
 use crate::lifecycle::cancel::Cancel;
 use crate::lifecycle::driver::{Driver, What};
 use crate::lifecycle::effects::{self, SharedLive};
+use crate::lifecycle::journal::Operation;
 use crate::lifecycle::lease::Lease;
 use crate::lifecycle::recover::{self, Recovered, recover};
 use crate::lifecycle::state::Force;
@@ -47,11 +48,15 @@ pub(crate) async fn reconcile(
             Recovered::Gone => {}
             Recovered::AtRest(record) => {
                 known.insert(record.id.clone());
-                drive(drivers, record, SharedLive::default());
+                drive(drivers, record, SharedLive::default(), None);
             }
             Recovered::Runs(record, live) => {
                 known.insert(record.id.clone());
-                drive(drivers, record, live);
+                drive(drivers, record, live, None);
+            }
+            Recovered::Stops(record, live, stop) => {
+                known.insert(record.id.clone());
+                drive(drivers, record, live, Some(stop));
             }
         }
     }
@@ -68,11 +73,14 @@ pub(crate) async fn reconcile(
 }
 
 /// Starts the task of a VM.
-fn drive(drivers: &Arc<Drivers>, record: VmRecord, live: SharedLive) {
+fn drive(drivers: &Arc<Drivers>, record: VmRecord, live: SharedLive, stop: Option<Operation>) {
     let runs = matches!(record.state, VmState::Running | VmState::Paused);
     let ephemeral = record.ephemeral;
     let lease = if ephemeral && runs { Lease::grace() } else { Lease::free() };
-    let (driver, handle) = Driver::new(drivers.world().clone(), record, live, lease);
+    let (mut driver, handle) = Driver::new(drivers.world().clone(), record, live, lease);
+    if let Some(stop) = stop {
+        driver = driver.going_on_with(stop);
+    }
     drivers.add(handle.clone());
     tokio::spawn(drivers.clone().run(driver, handle.clone()));
     if ephemeral && !runs {

@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("daemon_restart_adopts_vms", adopts),
     ("daemon_killed_during_a_command_loses_nothing", killed),
     ("daemon_killed_during_run_rm_still_deletes", killed_rm),
+    ("daemon_killed_during_a_stop_still_asks_the_guest", killed_stop),
     ("daemon_dead_guest_prints_within_bounds", prints),
     ("daemon_and_vm_outlive_the_terminal", outlive),
 ];
@@ -54,10 +55,9 @@ fn adopts(world: &mut World) -> anyhow::Result<()> {
     world.small_vm("kept")?;
     world.exec("kept", &["sh", "-c", "echo here >/root/mark"])?;
     let boot = world.exec("kept", &["cat", "/proc/sys/kernel/random/boot_id"])?.text();
-    let pid =
-        find(&world.show("kept")?, "vmm").and_then(|vmm| vmm.get("pid")?.as_i64()).context("no VMM pid")?;
+    let pid = world.vmm_pid("kept")?;
     world.kill_daemon()?;
-    ensure!(alive(i32::try_from(pid)?), "the VM died with the daemon");
+    ensure!(alive(pid), "the VM died with the daemon");
     ensure!(world.vm_state("kept")? == "running", "it is {}", world.vm_state("kept")?);
     ensure!(
         world.exec("kept", &["cat", "/proc/sys/kernel/random/boot_id"])?.text() == boot,
@@ -115,6 +115,25 @@ fn killed_rm(world: &mut World) -> anyhow::Result<()> {
     args.extend(["--", "sh", "-c", NUMBERS]);
     numbered(world, world.command(&args))?;
     ensure!(world.vms()?.is_empty(), "the VM is left");
+    Ok(())
+}
+
+/// The guest had time to end by itself, and keeps it.
+fn killed_stop(world: &mut World) -> anyhow::Result<()> {
+    world.small_vm("asked")?;
+    // Its agent answers again long after the daemon's death, and long before the stop is forced.
+    world.freeze_agent("asked", 25)?;
+    let mut stop = world.command(&["vm", "stop", "--timeout", "120", "asked"]);
+    let mut stop = stop.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    world.await_state("asked", "stopping")?;
+    world.kill_daemon()?;
+    ensure!(code(stop.wait()?) == 1, "a stop that the daemon's death interrupts says so");
+    // The next daemon serves while it waits for the guest.
+    ensure!(world.vm_state("asked")? == "stopping", "it is {}", world.vm_state("asked")?);
+    world.small_vm("other")?;
+    world.await_state("asked", "stopped")?;
+    let said = world.ok(&["vm", "logs", "asked"])?.text();
+    ensure!(said.contains("reboot: Power down"), "its guest was not let end in order: {said}");
     Ok(())
 }
 

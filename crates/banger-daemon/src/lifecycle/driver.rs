@@ -29,6 +29,7 @@ pub use self::handle::{Handle, View, What};
 use self::handle::{Call, Message};
 use self::operations::Asked;
 use super::effects::{SharedLive, lock};
+use super::journal::Operation;
 use super::lease::Lease;
 use super::state::{Action, Event, Force, Next, next};
 use super::world::World;
@@ -51,6 +52,8 @@ pub struct Driver {
     /// A request that called the running operation off, and what is left to do for it.
     pending: Option<(Call, Vec<Action>)>,
     detach: bool,
+    /// A stop that an earlier daemon began.
+    unfinished: Option<Operation>,
     /// When the guest restarted itself, lately.
     reboots: VecDeque<Instant>,
 }
@@ -66,6 +69,7 @@ enum Wake {
     Message(Option<Message>),
     Exit(MachineExit),
     LeaseOver,
+    Unfinished(Operation),
 }
 
 impl Driver {
@@ -85,10 +89,17 @@ impl Driver {
             view,
             pending: None,
             detach: false,
+            unfinished: None,
             reboots: VecDeque::new(),
         };
         driver.publish(false);
         (driver, handle)
+    }
+
+    /// Before it serves it goes on with this stop, which an earlier daemon began.
+    pub fn going_on_with(mut self, stop: Operation) -> Self {
+        self.unfinished = Some(stop);
+        self
     }
 
     /// Serves until the VM is gone or the daemon lets go of it.
@@ -100,6 +111,7 @@ impl Driver {
                 Wake::Message(Some(Message::Detach) | None) => self.detach = true,
                 Wake::Exit(exit) => self.exited(exit).await,
                 Wake::LeaseOver => self.lease_over = true,
+                Wake::Unfinished(stop) => self.go_on(stop).await,
             }
             while let Some((call, actions)) = self.pending.take() {
                 self.follow(call, &actions).await;
@@ -117,6 +129,9 @@ impl Driver {
     }
 
     async fn wait(&mut self) -> Wake {
+        if let Some(stop) = self.unfinished.take() {
+            return Wake::Unfinished(stop);
+        }
         let machine = lock(&self.live).machine.clone();
         let exit = async {
             match machine {

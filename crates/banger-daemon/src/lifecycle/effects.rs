@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use banger_proto::daemon::StartOptions;
-use banger_proto::guest::{Open, Outcome, PowerAction, Progress};
+use banger_proto::guest::{GuestFailureCode, Open, Outcome, PowerAction, Progress};
 use banger_proto::{ErrorCode, ErrorReport, VmId};
 use banger_sys::paths;
 use banger_sys::process::ProcessRecord;
@@ -23,6 +23,9 @@ use crate::jobs::Report;
 use crate::model::VmRecord;
 use crate::ports::{BootFiles, Guest, Launch, Machine, MachineExit, ProcessJournal, ProcessRole, VmDirs};
 use crate::store::{Durability, Store, vms};
+
+/// A guest that is too busy to be asked to end is asked again after so long.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What of a VM lives in this process.
 #[derive(Default)]
@@ -304,14 +307,19 @@ impl VmEffects {
         self.report.stage("ask the guest to shut down");
         let mut exit = machine.exit();
         let asked = async {
-            let open = Open::Shutdown { action: PowerAction::PowerOff };
-            tokio::select! {
-                // Gone before it answered: that is what was wanted.
-                _ = exit.wait_for(Option::is_some) => return Ok(()),
-                answer = guest.request(open, &|_| {}) => match answer? {
-                    Outcome::ShuttingDown => {}
-                    other => return Err(self.refused(Step::AskGuest, other)),
-                },
+            loop {
+                let open = Open::Shutdown { action: PowerAction::PowerOff };
+                tokio::select! {
+                    // Gone before it answered: that is what was wanted.
+                    _ = exit.wait_for(Option::is_some) => return Ok(()),
+                    answer = guest.request(open, &|_| {}) => match answer? {
+                        Outcome::ShuttingDown => break,
+                        // It is going down already, because it was asked before; or has too much to do at the moment.
+                        Outcome::Failed(failure) if failure.code == GuestFailureCode::Busy => {}
+                        other => return Err(self.refused(Step::AskGuest, other)),
+                    },
+                }
+                tokio::time::sleep(ASK_AGAIN).await;
             }
             // An error means that the machine is gone, which is as good.
             let _ = machine.exit().wait_for(Option::is_some).await;

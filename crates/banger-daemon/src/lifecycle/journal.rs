@@ -9,6 +9,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use banger_proto::{ErrorReport, OperationId, VmId};
@@ -72,6 +73,11 @@ impl Operation {
     pub fn kind(&self) -> Kind {
         self.plan.kind
     }
+
+    /// For a stop: how long the guest has to end by itself.
+    pub fn stop_within(&self) -> Option<Duration> {
+        self.plan.stop_within
+    }
 }
 
 impl Journal {
@@ -91,10 +97,10 @@ impl Journal {
         let operation = Operation { id: OperationId::from_random(random::bytes()?), vm: vm.clone(), plan };
         let (id, vm, kind) = (operation.id.clone(), vm.clone(), operation.plan.kind);
         let first = words(operation.plan.stages.first());
-        let now = clock::now_s();
+        let (now, within) = (clock::now_s(), operation.plan.stop_within);
         let written = self.store.call(durability, move |conn| {
             with(conn)?;
-            journal::begin(conn, &id, &vm, kind.as_str(), now, &first)
+            journal::begin(conn, &id, &vm, kind.as_str(), now, within, &first)
         });
         match written.await {
             Ok(()) => Ok(operation),

@@ -3,6 +3,8 @@
 //! A plan is a row of stages; the steps of one stage do not depend on each other and run side by side. A step is safe
 //! to repeat, and so is its undo: after a crash nobody knows how far the last one came.
 
+use std::time::Duration;
+
 use banger_proto::spec::Wait;
 
 /// What is done to a VM.
@@ -62,7 +64,7 @@ impl Kind {
 pub enum AfterCrash {
     /// What was begun is taken back, last step first.
     Undo,
-    /// Its plan is run from the beginning: every step of it is safe to repeat and none depends on the guest.
+    /// Its plan is run from the beginning: every step of it is safe to repeat, and no guest can hold it up for ever.
     Finish,
 }
 
@@ -201,6 +203,14 @@ pub struct Plan {
     pub kind: Kind,
     /// One after the other; the steps of each side by side.
     pub stages: Vec<Vec<Step>>,
+    /// For a stop: how long the guest has to end by itself, also where the next daemon goes on with it.
+    pub stop_within: Option<Duration>,
+}
+
+impl Plan {
+    const fn new(kind: Kind, stages: Vec<Vec<Step>>) -> Self {
+        Self { kind, stages, stop_within: None }
+    }
 }
 
 /// Whether the file system in the guest is smaller than its disk.
@@ -214,7 +224,7 @@ pub enum RootSize {
 
 /// The plan for making a VM's files.
 pub fn create() -> Plan {
-    Plan { kind: Kind::Create, stages: vec![vec![Step::StateDir], vec![Step::RootDisk, Step::HostKeys]] }
+    Plan::new(Kind::Create, vec![vec![Step::StateDir], vec![Step::RootDisk, Step::HostKeys]])
 }
 
 /// The plan for a start.
@@ -233,18 +243,18 @@ pub fn start(wait: Wait, root: RootSize) -> Plan {
         Wait::Agent => {}
         Wait::Booted => stages.push(vec![Step::AwaitBoot]),
     }
-    Plan { kind: Kind::Start, stages }
+    Plan::new(Kind::Start, stages)
 }
 
-/// The plan for an orderly stop.
-pub fn stop() -> Plan {
+/// The plan for an orderly stop, of a guest that has so long to end by itself.
+pub fn stop(within: Duration) -> Plan {
     let stages = vec![vec![Step::AskGuest], vec![Step::EndVmm], vec![Step::Unlink], vec![Step::CleanUp]];
-    Plan { kind: Kind::Stop, stages }
+    Plan { stop_within: Some(within), ..Plan::new(Kind::Stop, stages) }
 }
 
 /// The plan for cleaning up after a machine that ended.
 pub fn settle() -> Plan {
-    Plan { kind: Kind::Settle, stages: vec![vec![Step::Unlink], vec![Step::CleanUp]] }
+    Plan::new(Kind::Settle, vec![vec![Step::Unlink], vec![Step::CleanUp]])
 }
 
 /// The plan for a deletion: nobody is asked, because the disk goes as well.
@@ -255,7 +265,7 @@ pub fn delete() -> Plan {
         vec![Step::RemoveDisk],
         vec![Step::RemoveState],
     ];
-    Plan { kind: Kind::Delete, stages }
+    Plan::new(Kind::Delete, stages)
 }
 
 #[cfg(test)]
@@ -275,7 +285,9 @@ mod tests {
 
     #[test]
     fn a_plan_names_no_step_twice() {
-        for plan in [create(), start(Wait::Booted, RootSize::Larger), stop(), settle(), delete()] {
+        for plan in
+            [create(), start(Wait::Booted, RootSize::Larger), stop(Duration::ZERO), settle(), delete()]
+        {
             let mut steps: Vec<_> = plan.stages.concat();
             let count = steps.len();
             steps.sort_unstable();
@@ -286,7 +298,8 @@ mod tests {
 
     #[test]
     fn exactly_those_wait_for_the_guest_that_can_be_called_off() {
-        for plan in [create(), start(Wait::Agent, RootSize::AsImage), stop(), settle(), delete()] {
+        let start = start(Wait::Agent, RootSize::AsImage);
+        for plan in [create(), start, stop(Duration::ZERO), settle(), delete()] {
             let steps = plan.stages.concat();
             let waits = steps.into_iter().any(Step::may_be_called_off);
             assert_eq!(plan.kind.waits_for_guest(), waits, "{plan:?}");

@@ -1,20 +1,24 @@
 //! What an earlier daemon left of a VM: its open operation is undone or finished, its machine adopted or cleaned up
 //! after, and its state told truthfully.
+//!
+//! Nothing here waits for a guest, because no client is served before it is done: a stop whose machine lives is left to
+//! the VM's driver, which asks the guest again.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use banger_proto::{ErrorCode, ErrorReport, VmState};
-use banger_sys::process;
+use banger_sys::process::{self, ProcessRecord};
 
 use super::effects::{SharedLive, VmEffects, lock};
-use super::journal::{Effects, Journal};
+use super::journal::{Effects, Journal, Operation};
 use super::plan::{self, AfterCrash, Kind, Plan, RootSize, Step};
 use super::report::sentence;
 use super::world::World;
 use crate::jobs::Unreported;
 use crate::lifecycle::cancel::Cancel;
 use crate::model::{OpenOperation, VmRecord};
+use crate::ports::ProcessRole;
 use crate::store::{Durability, journal, vms};
 
 /// What became of a VM.
@@ -24,6 +28,8 @@ pub enum Recovered {
     AtRest(VmRecord),
     /// It runs, and is ours again.
     Runs(VmRecord, SharedLive),
+    /// It runs, and is to be stopped: this is what is to be gone on with.
+    Stops(VmRecord, SharedLive, Operation),
     /// It is gone: its creation was undone, or its deletion finished.
     Gone,
 }
@@ -69,8 +75,14 @@ async fn operation(
     tracing::info!(vm = %record.id, name = %record.name, operation = %open.id, kind = kind.as_str(),
         "an earlier daemon ended in the middle of it");
     let effects = effects(world, record);
-    let plan = plan_of(kind);
-    let operation = Journal::resume(open.id.clone(), open.vm.clone(), plan);
+    let operation = Journal::resume(open.id.clone(), open.vm.clone(), plan_of(kind, open.stop_within));
+    if kind == Kind::Stop
+        && let Some(live) = adopt(world, record, &processes(world, record).await?).await?
+    {
+        record.state = VmState::Stopping;
+        record.cause = None;
+        return Ok(Recovered::Stops(record.clone(), live, operation));
+    }
     match kind.after_crash() {
         AfterCrash::Undo => {
             let begun = open
@@ -111,34 +123,23 @@ async fn operation(
 }
 
 /// The steps of a kind whose operation is run from the beginning.
-fn plan_of(kind: Kind) -> Plan {
+fn plan_of(kind: Kind, stop_within: Option<Duration>) -> Plan {
     match kind {
         Kind::Create => plan::create(),
         Kind::Start => plan::start(banger_proto::spec::Wait::Agent, RootSize::AsImage),
-        Kind::Stop => plan::stop(),
+        Kind::Stop => plan::stop(stop_within.unwrap_or_default()),
         Kind::Settle => plan::settle(),
         Kind::Delete => plan::delete(),
     }
 }
 
 async fn at_rest_or_running(world: &Arc<World>, record: &mut VmRecord) -> Result<Recovered, ErrorReport> {
-    let id = record.id.clone();
-    let read = world.store.call(Durability::Process, move |conn| vms::processes(conn, &id));
-    let processes = read.await.map_err(|error| error.report("cannot read the processes of a VM"))?;
+    let processes = processes(world, record).await?;
     let runs = match record.state {
         VmState::Running | VmState::Paused => true,
         VmState::Created | VmState::Starting | VmState::Stopping | VmState::Stopped | VmState::Error => false,
     };
-    let dirs = world.dirs(&record.id);
-    if runs && let Some(machine) = world.ports.vmm.adopt(&record.id, &dirs, &processes).await? {
-        tracing::info!(vm = %record.id, name = %record.name, pid = machine.pid(), "adopted");
-        let guest = world.ports.guests.link(&record.id, dirs.channel_socket());
-        let live = SharedLive::default();
-        {
-            let mut live = lock(&live);
-            live.machine = Some(machine);
-            live.guest = Some(guest);
-        }
+    if runs && let Some(live) = adopt(world, record, &processes).await? {
         return Ok(Recovered::Runs(record.clone(), live));
     }
     let moved_on = runs || matches!(record.state, VmState::Starting | VmState::Stopping);
@@ -168,6 +169,34 @@ async fn at_rest_or_running(world: &Arc<World>, record: &mut VmRecord) -> Result
         save(world, record).await?;
     }
     Ok(Recovered::AtRest(record.clone()))
+}
+
+/// Takes over a VM's machine with the link to its agent; `None` where it has ended.
+async fn adopt(
+    world: &World,
+    record: &VmRecord,
+    processes: &[(ProcessRole, ProcessRecord)],
+) -> Result<Option<SharedLive>, ErrorReport> {
+    let dirs = world.dirs(&record.id);
+    let Some(machine) = world.ports.vmm.adopt(&record.id, &dirs, processes).await? else { return Ok(None) };
+    tracing::info!(vm = %record.id, name = %record.name, pid = machine.pid(), "adopted");
+    let guest = world.ports.guests.link(&record.id, dirs.channel_socket());
+    let live = SharedLive::default();
+    {
+        let mut live = lock(&live);
+        live.machine = Some(machine);
+        live.guest = Some(guest);
+    }
+    Ok(Some(live))
+}
+
+async fn processes(
+    world: &World,
+    record: &VmRecord,
+) -> Result<Vec<(ProcessRole, ProcessRecord)>, ErrorReport> {
+    let id = record.id.clone();
+    let read = world.store.call(Durability::Process, move |conn| vms::processes(conn, &id));
+    read.await.map_err(|error| error.report("cannot read the processes of a VM"))
 }
 
 async fn save(world: &World, record: &VmRecord) -> Result<(), ErrorReport> {

@@ -1,5 +1,7 @@
 //! The journal: which operations were begun and which of their effects may have happened.
 
+use std::time::Duration;
+
 use banger_proto::{OperationId, VmId};
 use rusqlite::{Connection, params};
 
@@ -15,13 +17,14 @@ pub fn begin(
     vm: &VmId,
     kind: &str,
     now: i64,
+    stop_within: Option<Duration>,
     steps: &[&str],
 ) -> Result<(), StoreError> {
     let sql = StoreError::sql("write the journal");
     conn.execute("DELETE FROM operations WHERE vm = ?1", [vm.as_str()]).map_err(&sql)?;
     conn.execute(
-        "INSERT INTO operations (id, vm, kind, begun_at) VALUES (?1, ?2, ?3, ?4)",
-        params![id.as_str(), vm.as_str(), kind, now],
+        "INSERT INTO operations (id, vm, kind, begun_at, stop_within_s) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![id.as_str(), vm.as_str(), kind, now, stop_within.map(|within| within.as_secs())],
     )
     .map_err(&sql)?;
     add(conn, id, steps)
@@ -57,8 +60,9 @@ pub fn close(conn: &Connection, id: &OperationId) -> Result<(), StoreError> {
 /// What was under way, in the order in which it was begun.
 pub fn open_operations(conn: &Connection) -> Result<Vec<OpenOperation>, StoreError> {
     let sql = StoreError::sql("read the journal");
-    let mut statement =
-        conn.prepare("SELECT id, vm, kind FROM operations ORDER BY begun_at, rowid").map_err(&sql)?;
+    let mut statement = conn
+        .prepare("SELECT id, vm, kind, stop_within_s FROM operations ORDER BY begun_at, rowid")
+        .map_err(&sql)?;
     let mut steps = conn.prepare("SELECT name FROM steps WHERE operation = ?1 ORDER BY seq").map_err(&sql)?;
     let mut rows = statement.query([]).map_err(&sql)?;
     let mut open = Vec::new();
@@ -69,6 +73,7 @@ pub fn open_operations(conn: &Connection) -> Result<Vec<OpenOperation>, StoreErr
         open.push(OpenOperation {
             vm: parse("a VM id", row.get(1).map_err(&sql)?)?,
             kind: row.get(2).map_err(&sql)?,
+            stop_within: row.get::<_, Option<u64>>(3).map_err(&sql)?.map(Duration::from_secs),
             id,
             begun,
         });

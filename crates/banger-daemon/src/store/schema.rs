@@ -52,12 +52,15 @@ CREATE TABLE steps (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// Version 2: how long the guest has that is asked to stop, for a daemon that goes on with it.
+const V2: &str = "ALTER TABLE operations ADD COLUMN stop_within_s INTEGER;";
+
 /// The version that this program writes (`PRAGMA user_version`).
-pub const LATEST: usize = 1;
+pub const LATEST: usize = 2;
 
 /// Every migration, in order.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(V1)])
+    Migrations::new(vec![M::up(V1), M::up(V2)])
 }
 
 #[cfg(test)]
@@ -77,15 +80,16 @@ mod tests {
     #[test]
     fn every_released_schema_becomes_the_latest_with_its_rows() {
         // What a store of each released version holds; a new version adds its own line.
-        let rows = ["
+        const ROWS: &str = "
             INSERT INTO images VALUES ('i','sha256:a',1,1,'s',1);
             INSERT INTO vms VALUES ('v','n','running',NULL,'i','sha256:a',1,'k','sha256:b',1,1,1,'qcow2',
                                     1,0,'{}','m',1,NULL,'[]');
             INSERT INTO processes VALUES ('v','vmm',1,'b',1,1,1);
             INSERT INTO jobs VALUES ('j','vm-create','v',1,NULL);
             INSERT INTO job_events VALUES ('j',1,1,'{}');
-            INSERT INTO operations VALUES ('o','v','start',1);
-            INSERT INTO steps VALUES ('o',0,'x',0);"];
+            INSERT INTO operations (id, vm, kind, begun_at) VALUES ('o','v','start',1);
+            INSERT INTO steps VALUES ('o',0,'x',0);";
+        let rows = [ROWS, ROWS];
         assert_eq!(rows.len(), LATEST);
         for (index, sql) in rows.iter().enumerate() {
             let mut conn = Connection::open_in_memory().unwrap();

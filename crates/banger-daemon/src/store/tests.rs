@@ -3,6 +3,7 @@ use crate::model::{ImageRecord, JobKind};
 use crate::testing;
 use banger_proto::daemon::{JobEvent, JobEventKind};
 use banger_proto::{ErrorCode, JobId, OperationId, VmState};
+use std::time::Duration;
 
 fn image(name: &str) -> ImageRecord {
     ImageRecord {
@@ -100,7 +101,7 @@ async fn the_journal_tells_what_may_have_happened() {
     let open = store
         .call(Durability::Process, move |conn| {
             vms::insert(conn, &record)?;
-            journal::begin(conn, &operation, &record.id, "start", 1, &["a"])?;
+            journal::begin(conn, &operation, &record.id, "start", 1, None, &["a"])?;
             journal::advance(conn, &operation, &["b", "c"])?;
             journal::open_operations(conn)
         })
@@ -112,7 +113,7 @@ async fn the_journal_tells_what_may_have_happened() {
     let next = OperationId::from_random([2; 4]);
     let open = store
         .call(Durability::Process, move |conn| {
-            journal::begin(conn, &next, &vm.id, "stop", 2, &["x"])?;
+            journal::begin(conn, &next, &vm.id, "stop", 2, Some(Duration::from_secs(5)), &["x"])?;
             let open = journal::open_operations(conn)?;
             journal::close(conn, &next)?;
             assert!(journal::open_operations(conn)?.is_empty());
@@ -121,7 +122,7 @@ async fn the_journal_tells_what_may_have_happened() {
         .await
         .unwrap();
     assert_eq!(open.len(), 1, "an operation replaces an older one of its VM");
-    assert_eq!(open[0].begun, ["x"]);
+    assert_eq!((open[0].begun.concat().as_str(), open[0].stop_within), ("x", Some(Duration::from_secs(5))));
 }
 
 #[tokio::test]

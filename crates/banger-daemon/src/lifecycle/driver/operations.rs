@@ -90,9 +90,13 @@ impl Driver {
                 Action::CallOff => {}
                 Action::Stop => {
                     self.record.cause = None;
-                    self.rest(plan::stop(), Rest::Stopped, asked).await?;
+                    let operation = self.operate(plan::stop(asked.stop_within), asked).await?;
+                    self.rest(&operation, Rest::Stopped).await?;
                 }
-                Action::Settle(rest) => self.rest(plan::settle(), *rest, asked).await?,
+                Action::Settle(rest) => {
+                    let operation = self.operate(plan::settle(), asked).await?;
+                    self.rest(&operation, *rest).await?;
+                }
                 Action::CleanUp => self.clean_up().await?,
                 Action::Delete => self.delete(asked).await?,
                 Action::Pause => self.vcpus(VmState::Running, "pause").await?,
@@ -138,11 +142,21 @@ impl Driver {
         both(error, self.delete_unasked().await)
     }
 
-    /// Runs a stop or a clean-up, then comes to rest.
-    async fn rest(&mut self, plan: Plan, rest: Rest, asked: &Asked) -> Result<(), ErrorReport> {
-        let operation = self.operate(plan, asked).await?;
+    /// Goes on with a stop that an earlier daemon began.
+    pub(super) async fn go_on(&mut self, stop: Operation) {
+        let rest = match self.carry_out(stop, &Asked::by_nobody()).await {
+            Ok(stop) => self.rest(&stop, Rest::Stopped).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = rest {
+            tracing::error!(vm = %self.record.id, %error, causes = ?error.causes, "cannot go on with a stop");
+        }
+    }
+
+    /// Comes to rest after a stop or a clean-up.
+    async fn rest(&mut self, operation: &Operation, rest: Rest) -> Result<(), ErrorReport> {
         self.ended(Event::Settled(rest));
-        self.done(&operation, "at rest").await
+        self.done(operation, "at rest").await
     }
 
     /// The clean-up between a guest's restart and the start that follows.
@@ -186,14 +200,17 @@ impl Driver {
     /// Begins an operation and runs it. Of one that fails, state and journal tell so when this returns; one that
     /// succeeds is still open: its caller closes it together with what it has led to.
     async fn operate(&mut self, plan: Plan, asked: &Asked) -> Result<Operation, ErrorReport> {
-        let operation = match self.begin(plan).await {
-            Ok(operation) => operation,
+        match self.begin(plan).await {
+            Ok(operation) => self.carry_out(operation, asked).await,
             Err(error) => {
                 self.record.cause = Some(sentence(&error));
                 self.event(Event::Failed);
-                return Err(error);
+                Err(error)
             }
-        };
+        }
+    }
+
+    async fn carry_out(&mut self, operation: Operation, asked: &Asked) -> Result<Operation, ErrorReport> {
         let (canceller, off) = cancel::pair();
         match self.work(&operation, asked, &canceller, &off).await {
             Ok(()) => Ok(operation),
@@ -263,7 +280,7 @@ impl Driver {
             live: self.live.clone(),
             report: asked.report.clone(),
             start: Some(asked.start),
-            stop_within: asked.stop_within,
+            stop_within: operation.stop_within().unwrap_or_default(),
         };
         let journal = self.world.journal.clone();
         let work = journal.go(operation, &effects, off);

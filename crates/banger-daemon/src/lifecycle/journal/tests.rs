@@ -7,6 +7,7 @@ use crate::testing;
 use banger_proto::ErrorCode;
 use banger_proto::spec::Wait;
 use std::sync::Mutex;
+use std::time::Duration;
 
 /// Steps that only say what they do, and that check that the journal knew of them before.
 struct Script {
@@ -165,8 +166,12 @@ async fn a_stop_that_no_longer_waits_is_finished_whoever_calls_it_off() {
     let asked = Point { kind: Kind::Stop, step: Step::AskGuest, side: Side::After };
     let journal = Journal::new(bench.store.clone(), Arc::new(CallOffAt(asked, canceller)));
     let script = bench.script(None, None);
-    let begin = || journal.begin(&bench.vm.id, plan::stop(), Durability::Process, |_| Ok(()));
-    journal.go(&begin().await.unwrap(), &script, &cancel).await.unwrap();
+    let begin =
+        || journal.begin(&bench.vm.id, plan::stop(Duration::from_secs(7)), Durability::Process, |_| Ok(()));
+    let operation = begin().await.unwrap();
+    let open = bench.store.call(Durability::Process, journal::open_operations).await.unwrap();
+    assert_eq!(open[0].stop_within, Some(Duration::from_secs(7)), "the next daemon gives it as long");
+    journal.go(&operation, &script, &cancel).await.unwrap();
     assert_eq!(script.log.lock().unwrap().join(", "), "do ask-guest, do end-vmm, do unlink, do clean-up");
     // It is called off by now: the next one does not even begin.
     let script = bench.script(None, None);
