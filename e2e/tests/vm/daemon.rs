@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("daemon_killed_during_a_command_loses_nothing", killed),
     ("daemon_killed_during_run_rm_still_deletes", killed_rm),
     ("daemon_killed_during_a_stop_still_asks_the_guest", killed_stop),
+    ("daemon_restart_tells_why_a_vm_died", tells_why),
     ("daemon_dead_guest_prints_within_bounds", prints),
     ("daemon_and_vm_outlive_the_terminal", outlive),
 ];
@@ -134,6 +135,33 @@ fn killed_stop(world: &mut World) -> anyhow::Result<()> {
     world.await_state("asked", "stopped")?;
     let said = world.ok(&["vm", "logs", "asked"])?.text();
     ensure!(said.contains("reboot: Power down"), "its guest was not let end in order: {said}");
+    Ok(())
+}
+
+/// What ended a VM is known when the clean-up after it begins, and not forgotten by a daemon that did not get through.
+fn tells_why(world: &mut World) -> anyhow::Result<()> {
+    world.small_vm("shot")?;
+    // Something foreign among its sockets keeps the clean-up from its end.
+    let mut dirs = std::fs::read_dir(world.runtime.join("vms"))?;
+    let foreign = dirs.next().context("no runtime directory")??.path().join("foreign");
+    std::fs::write(&foreign, "")?;
+    isolate::run("kill", &["-KILL", &world.vmm_pid("shot")?.to_string()])?;
+    world.await_state("shot", "error")?;
+    let told = |world: &World| -> anyhow::Result<()> {
+        let shown = world.show("shot")?;
+        let cause = find(&shown, "cause").and_then(|cause| cause.as_str()).unwrap_or_default();
+        ensure!(cause.contains("QEMU ended"), "it does not say why: {shown}");
+        ensure!(find(&shown, "state").and_then(|state| state.as_str()) == Some("error"), "{shown}");
+        Ok(())
+    };
+    told(world)?;
+    world.kill_daemon()?;
+    told(world)?;
+    world.kill_daemon()?;
+    std::fs::remove_file(&foreign)?;
+    told(world)?;
+    world.ok(&["vm", "start", "shot", "--wait", "agent"])?;
+    ensure!(world.exec("shot", &["echo", "again"])?.text() == "again");
     Ok(())
 }
 

@@ -45,8 +45,11 @@ pub async fn recover(world: &Arc<World>, mut record: VmRecord, open: Option<Open
         Err(error) => {
             tracing::error!(vm = %record.id, name = %record.name, %error, causes = ?error.causes,
                 "cannot recover a VM");
-            record.state = VmState::Error;
-            record.cause = Some(sentence(&error));
+            // One that is in error already has a cause, which is older and says more.
+            if record.state != VmState::Error {
+                record.state = VmState::Error;
+                record.cause = Some(sentence(&error));
+            }
             if let Err(error) = save(world, &record).await {
                 tracing::error!(vm = %record.id, %error, "cannot write down the VM's state");
             }
@@ -107,12 +110,15 @@ async fn operation(
             world.journal.close(&operation, true, move |conn| vms::delete(conn, &id)).await?;
             return Ok(Recovered::Gone);
         }
+        // One that had ended before it was cut off, and of which something was left, has its state.
+        Kind::Start if record.state == VmState::Error => {}
         Kind::Start => {
             record.state = VmState::Stopped;
             record.cause = Some("the daemon ended while it was starting".into());
         }
+        // Where it comes to rest was written down with the begin.
+        Kind::Settle if matches!(record.state, VmState::Stopped | VmState::Error) => {}
         Kind::Stop | Kind::Settle => {
-            // What a clean-up was for (a fault, or the guest's own power-off) is in the log, not in the store.
             record.state = VmState::Stopped;
             record.cause = Some("the daemon ended while it was stopping; that was finished later".into());
         }

@@ -72,6 +72,16 @@ pub enum Rest {
     Error,
 }
 
+impl Rest {
+    /// The state that it is.
+    pub const fn state(self) -> VmState {
+        match self {
+            Self::Stopped => VmState::Stopped,
+            Self::Error => VmState::Error,
+        }
+    }
+}
+
 /// What the driver has to do, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -156,8 +166,7 @@ pub fn next(state: VmState, event: Event) -> Result<(Next, Vec<Action>), Denied>
         (Starting | Stopping, Event::Failed) => to(Error, &[]),
         (Created | Running | Paused | Stopped | Error, Event::Failed) => Err(Denied::Impossible),
 
-        (Stopping, Event::Settled(Rest::Stopped)) => to(Stopped, &[]),
-        (Stopping, Event::Settled(Rest::Error)) => to(Error, &[]),
+        (Stopping, Event::Settled(rest)) => to(rest.state(), &[]),
         (Stopping, Event::Deleted) => Ok((Next::Gone, Vec::new())),
         (
             Created | Starting | Running | Paused | Stopped | Error,

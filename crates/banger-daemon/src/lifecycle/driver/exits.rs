@@ -18,6 +18,8 @@ const REBOOT_SPAN: Duration = Duration::from_secs(120);
 impl Driver {
     pub(super) async fn exited(&mut self, exit: MachineExit) {
         let (exit, cause) = self.judged(exit);
+        // It ends once, also where the clean-up after it does not work out.
+        lock(&self.live).machine = None;
         tracing::info!(vm = %self.record.id, name = %self.record.name, ?exit, cause, "its machine ended");
         match next(self.record.state, Event::Exited(exit)) {
             Err(_) => {

@@ -1,4 +1,8 @@
 //! The operations on a VM: each is begun in the journal, run, and closed there together with the state that it led to.
+//!
+//! While one runs that somebody asked for, the store has the VM in `starting` or `stopping`, and a daemon that finds it
+//! cut off says so. What follows when a machine ended has nobody whom to tell: the store then has from its begin where
+//! the VM comes to rest, and why.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +22,7 @@ use crate::lifecycle::journal::{Operation, Undone};
 use crate::lifecycle::plan::{self, Kind, Plan, RootSize};
 use crate::lifecycle::report::{both, sentence};
 use crate::lifecycle::state::{Action, Event, Next, Rest};
+use crate::model::VmRecord;
 use crate::store::{Durability, vms};
 
 /// How a VM is started again that its guest restarted: nobody waits for it, so its agent is enough.
@@ -90,11 +95,12 @@ impl Driver {
                 Action::CallOff => {}
                 Action::Stop => {
                     self.record.cause = None;
-                    let operation = self.operate(plan::stop(asked.stop_within), asked).await?;
+                    let operation =
+                        self.operate(plan::stop(asked.stop_within), VmState::Stopping, asked).await?;
                     self.rest(&operation, Rest::Stopped).await?;
                 }
                 Action::Settle(rest) => {
-                    let operation = self.operate(plan::settle(), asked).await?;
+                    let operation = self.operate(plan::settle(), rest.state(), asked).await?;
                     self.rest(&operation, *rest).await?;
                 }
                 Action::CleanUp => self.clean_up().await?,
@@ -112,7 +118,7 @@ impl Driver {
         lock(&self.live).degraded.clear();
         let larger = self.record.disk > self.record.image_size;
         let root = if larger { RootSize::Larger } else { RootSize::AsImage };
-        match self.operate(plan::start(asked.start.wait, root), asked).await {
+        match self.operate(plan::start(asked.start.wait, root), VmState::Starting, asked).await {
             Ok(operation) => {
                 self.record.started_at = Some(clock::now_s());
                 self.record.degraded = lock(&self.live).degraded.clone();
@@ -161,12 +167,12 @@ impl Driver {
 
     /// The clean-up between a guest's restart and the start that follows.
     pub(super) async fn clean_up(&mut self) -> Result<(), ErrorReport> {
-        let operation = self.operate(plan::settle(), &Asked::by_nobody()).await?;
+        let operation = self.operate(plan::settle(), VmState::Starting, &Asked::by_nobody()).await?;
         self.close(&operation, true).await
     }
 
     async fn delete(&mut self, asked: &Asked) -> Result<(), ErrorReport> {
-        let operation = self.operate(plan::delete(), asked).await?;
+        let operation = self.operate(plan::delete(), VmState::Stopping, asked).await?;
         if let Err(error) = self.close_gone(&operation).await {
             return Err(self.fail(&operation, Undone { error, clean: false }).await);
         }
@@ -197,10 +203,16 @@ impl Driver {
         self.save().await
     }
 
-    /// Begins an operation and runs it. Of one that fails, state and journal tell so when this returns; one that
-    /// succeeds is still open: its caller closes it together with what it has led to.
-    async fn operate(&mut self, plan: Plan, asked: &Asked) -> Result<Operation, ErrorReport> {
-        match self.begin(plan).await {
+    /// Begins an operation and runs it; the store has the VM in the state `meanwhile` until it ends. Of one that fails,
+    /// state and journal tell so when this returns; one that succeeds is still open: its caller closes it together with
+    /// what it has led to.
+    async fn operate(
+        &mut self,
+        plan: Plan,
+        meanwhile: VmState,
+        asked: &Asked,
+    ) -> Result<Operation, ErrorReport> {
+        match self.begin(plan, meanwhile).await {
             Ok(operation) => self.carry_out(operation, asked).await,
             Err(error) => {
                 self.record.cause = Some(sentence(&error));
@@ -220,7 +232,12 @@ impl Driver {
     }
 
     async fn fail(&mut self, operation: &Operation, undone: Undone) -> ErrorReport {
-        self.record.cause = Some(sentence(&undone.error));
+        let error = sentence(&undone.error);
+        self.record.cause = Some(match self.record.cause.take() {
+            // Why its machine ended stays the first thing to know.
+            Some(cause) if operation.kind() == Kind::Settle => format!("{cause}; also: {error}"),
+            Some(_) | None => error,
+        });
         self.event(Event::Failed);
         let closed = self.close(operation, undone.clean).await;
         both(undone.error, closed)
@@ -254,8 +271,8 @@ impl Driver {
         self.pending.is_some() || self.lease_over
     }
 
-    async fn begin(&self, plan: Plan) -> Result<Operation, ErrorReport> {
-        let record = self.record.clone();
+    async fn begin(&self, plan: Plan, meanwhile: VmState) -> Result<Operation, ErrorReport> {
+        let record = VmRecord { state: meanwhile, ..self.record.clone() };
         let operation = self
             .world
             .journal
