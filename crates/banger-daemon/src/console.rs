@@ -4,13 +4,16 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
 /// What Linux says when it gives up (kernel/panic.c).
 const PANIC: &[u8] = b"Kernel panic - not syncing";
+/// What Linux says last, on every console (kernel/reboot.c).
+const LAST_WORDS: [(&str, Farewell); 2] =
+    [("reboot: Power down", Farewell::PowerOff), ("reboot: Restarting system", Farewell::Restart)];
 /// So many of a log's last lines are enough to say why something ended.
 pub const WORDS: usize = 5;
 /// So much of a log's end is looked at for its last lines.
@@ -37,6 +40,31 @@ pub fn last_lines(log: &Path, count: usize) -> Vec<String> {
 /// Whether a panic is among a log's last lines.
 pub fn tail_panicked(log: &Path) -> bool {
     read_tail(log).is_ok_and(|text| text.windows(PANIC.len()).any(|window| window == PANIC))
+}
+
+/// How a guest's kernel took its leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Farewell {
+    /// It gave up.
+    Panic,
+    /// It powered off.
+    PowerOff,
+    /// It restarted.
+    Restart,
+}
+
+/// How the kernel took its leave whose machine is gone; `None` where it did not, or where nothing was written since then
+/// (seconds since 1970), so that whatever is there is an earlier boot's.
+pub fn farewell(log: &Path, since: Option<i64>) -> Option<Farewell> {
+    let written = open(log).and_then(|log| log.metadata()).ok()?.mtime();
+    if since.is_some_and(|since| written < since) {
+        return None;
+    }
+    if tail_panicked(log) {
+        return Some(Farewell::Panic);
+    }
+    let last = last_lines(log, 1).pop()?;
+    LAST_WORDS.into_iter().find_map(|(words, farewell)| last.contains(words).then_some(farewell))
 }
 
 /// A text of a guest's as one line that does nothing to a terminal.
@@ -178,6 +206,23 @@ mod tests {
         file.write_all(b"t syncing: VFS\n").unwrap();
         assert!(watch.grew() && watch.panicked());
         assert!(!watch.grew());
+    }
+
+    #[test]
+    fn a_farewell_is_the_last_word_and_of_this_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("console.log");
+        assert_eq!(farewell(&log, None), None);
+        for (text, expected) in [
+            ("up\r\n[    9.1] reboot: Power down\r\n", Some(Farewell::PowerOff)),
+            ("[    9.1] reboot: Restarting system\r\n", Some(Farewell::Restart)),
+            ("reboot: Power down\r\nand up again\r\n", None),
+            ("Kernel panic - not syncing: x\n  trace\n", Some(Farewell::Panic)),
+        ] {
+            std::fs::write(&log, text).unwrap();
+            assert_eq!(farewell(&log, Some(1)), expected, "{text}");
+            assert_eq!(farewell(&log, Some(i64::MAX)), None, "nothing was written since");
+        }
     }
 
     #[test]

@@ -17,9 +17,8 @@ use futures_util::future::join_all;
 
 use crate::jobs::Unreported;
 use crate::lifecycle::cancel::Cancel;
-use crate::lifecycle::driver::{Driver, What};
+use crate::lifecycle::driver::{Driver, Unfinished, What};
 use crate::lifecycle::effects::{self, SharedLive};
-use crate::lifecycle::journal::Operation;
 use crate::lifecycle::lease::Lease;
 use crate::lifecycle::recover::{self, Recovered, recover};
 use crate::lifecycle::state::Force;
@@ -54,9 +53,9 @@ pub(crate) async fn reconcile(
                 known.insert(record.id.clone());
                 drive(drivers, record, live, None);
             }
-            Recovered::Stops(record, live, stop) => {
+            Recovered::Unfinished(record, live, unfinished) => {
                 known.insert(record.id.clone());
-                drive(drivers, record, live, Some(stop));
+                drive(drivers, record, live, Some(unfinished));
             }
         }
     }
@@ -73,13 +72,14 @@ pub(crate) async fn reconcile(
 }
 
 /// Starts the task of a VM.
-fn drive(drivers: &Arc<Drivers>, record: VmRecord, live: SharedLive, stop: Option<Operation>) {
-    let runs = matches!(record.state, VmState::Running | VmState::Paused);
+fn drive(drivers: &Arc<Drivers>, record: VmRecord, live: SharedLive, unfinished: Option<Unfinished>) {
+    // One that starts does so because its guest restarted itself.
+    let runs = matches!(record.state, VmState::Running | VmState::Paused | VmState::Starting);
     let ephemeral = record.ephemeral;
     let lease = if ephemeral && runs { Lease::grace() } else { Lease::free() };
     let (mut driver, handle) = Driver::new(drivers.world().clone(), record, live, lease);
-    if let Some(stop) = stop {
-        driver = driver.going_on_with(stop);
+    if let Some(unfinished) = unfinished {
+        driver = driver.going_on_with(unfinished);
     }
     drivers.add(handle.clone());
     tokio::spawn(drivers.clone().run(driver, handle.clone()));

@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("daemon_killed_during_run_rm_still_deletes", killed_rm),
     ("daemon_killed_during_a_stop_still_asks_the_guest", killed_stop),
     ("daemon_restart_tells_why_a_vm_died", tells_why),
+    ("daemon_dead_guest_powers_off_or_restarts", dead_guest_ends),
     ("daemon_dead_guest_prints_within_bounds", prints),
     ("daemon_and_vm_outlive_the_terminal", outlive),
 ];
@@ -162,6 +163,40 @@ fn tells_why(world: &mut World) -> anyhow::Result<()> {
     told(world)?;
     world.ok(&["vm", "start", "shot", "--wait", "agent"])?;
     ensure!(world.exec("shot", &["echo", "again"])?.text() == "again");
+    Ok(())
+}
+
+/// What the guest did with itself while nobody looked is found out, and done.
+fn dead_guest_ends(world: &mut World) -> anyhow::Result<()> {
+    world.small_vm("own")?;
+    let boot = |world: &World| -> anyhow::Result<Option<String>> {
+        let ran = world.run(&["vm", "exec", "own", "--", "cat", "/proc/sys/kernel/random/boot_id"])?;
+        Ok((ran.status == 0).then(|| ran.text()))
+    };
+    let later = |world: &World, does: &str| {
+        let later = format!("(sleep 3; {does} -f) </dev/null >/dev/null 2>&1 &");
+        world.exec("own", &["sh", "-c", &later]).map(drop)
+    };
+    let alone = |world: &World, does: &str| {
+        let pid = world.vmm_pid("own")?;
+        later(world, does)?;
+        world.kill_daemon()?;
+        world.until("its VMM has ended", || Ok(!alive(pid)))
+    };
+    let first = boot(world)?;
+    alone(world, "reboot")?;
+    world.until("it has restarted", || Ok(boot(world)?.is_some_and(|now| Some(now) != first)))?;
+    // A daemon that dies while it starts it again leaves that to the next one.
+    let second = boot(world)?;
+    later(world, "reboot")?;
+    world.await_state("own", "starting")?;
+    world.kill_daemon()?;
+    world.until("it has restarted", || Ok(boot(world)?.is_some_and(|now| Some(now) != second)))?;
+    alone(world, "poweroff")?;
+    let shown = world.show("own")?;
+    let cause = find(&shown, "cause").and_then(|cause| cause.as_str()).unwrap_or_default();
+    ensure!(cause.contains("powered off"), "{shown}");
+    ensure!(world.vm_state("own")? == "stopped", "{shown}");
     Ok(())
 }
 

@@ -52,8 +52,7 @@ pub struct Driver {
     /// A request that called the running operation off, and what is left to do for it.
     pending: Option<(Call, Vec<Action>)>,
     detach: bool,
-    /// A stop that an earlier daemon began.
-    unfinished: Option<Operation>,
+    unfinished: Option<Unfinished>,
     /// When the guest restarted itself, lately.
     reboots: VecDeque<Instant>,
 }
@@ -69,7 +68,16 @@ enum Wake {
     Message(Option<Message>),
     Exit(MachineExit),
     LeaseOver,
-    Unfinished(Operation),
+    Unfinished(Unfinished),
+}
+
+/// What an earlier daemon did not end and is gone on with before anything else.
+#[derive(Debug)]
+pub enum Unfinished {
+    /// The stop of a VM whose machine lives.
+    Stop(Operation),
+    /// The start of a VM whose guest restarted itself.
+    Restart,
 }
 
 impl Driver {
@@ -96,9 +104,9 @@ impl Driver {
         (driver, handle)
     }
 
-    /// Before it serves it goes on with this stop, which an earlier daemon began.
-    pub fn going_on_with(mut self, stop: Operation) -> Self {
-        self.unfinished = Some(stop);
+    /// Goes on with this before it serves.
+    pub fn going_on_with(mut self, unfinished: Unfinished) -> Self {
+        self.unfinished = Some(unfinished);
         self
     }
 
@@ -111,7 +119,7 @@ impl Driver {
                 Wake::Message(Some(Message::Detach) | None) => self.detach = true,
                 Wake::Exit(exit) => self.exited(exit).await,
                 Wake::LeaseOver => self.lease_over = true,
-                Wake::Unfinished(stop) => self.go_on(stop).await,
+                Wake::Unfinished(unfinished) => self.go_on(unfinished).await,
             }
             while let Some((call, actions)) = self.pending.take() {
                 self.follow(call, &actions).await;
@@ -129,8 +137,8 @@ impl Driver {
     }
 
     async fn wait(&mut self) -> Wake {
-        if let Some(stop) = self.unfinished.take() {
-            return Wake::Unfinished(stop);
+        if let Some(unfinished) = self.unfinished.take() {
+            return Wake::Unfinished(unfinished);
         }
         let machine = lock(&self.live).machine.clone();
         let exit = async {

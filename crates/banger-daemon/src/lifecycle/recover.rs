@@ -1,8 +1,8 @@
 //! What an earlier daemon left of a VM: its open operation is undone or finished, its machine adopted or cleaned up
 //! after, and its state told truthfully.
 //!
-//! Nothing here waits for a guest, because no client is served before it is done: a stop whose machine lives is left to
-//! the VM's driver, which asks the guest again.
+//! Nothing here waits for a guest, because no client is served before it is done. Two things are left to the VM's driver:
+//! a stop whose machine lives, because the guest is asked again, and the start of a guest that restarted itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +10,22 @@ use std::time::Duration;
 use banger_proto::{ErrorCode, ErrorReport, VmState};
 use banger_sys::process::{self, ProcessRecord};
 
+use super::driver::Unfinished;
 use super::effects::{SharedLive, VmEffects, lock};
-use super::journal::{Effects, Journal, Operation};
+use super::journal::{Effects, Journal};
 use super::plan::{self, AfterCrash, Kind, Plan, RootSize, Step};
 use super::report::sentence;
 use super::world::World;
+use crate::console::{self, Farewell};
 use crate::jobs::Unreported;
 use crate::lifecycle::cancel::Cancel;
 use crate::model::{OpenOperation, VmRecord};
 use crate::ports::ProcessRole;
 use crate::store::{Durability, journal, vms};
+
+/// Why it is stopped.
+const CUT_OFF_START: &str = "the daemon ended while it was starting";
+const HOST_RESTARTED: &str = "the host was restarted";
 
 /// What became of a VM.
 #[derive(Debug)]
@@ -28,8 +34,8 @@ pub enum Recovered {
     AtRest(VmRecord),
     /// It runs, and is ours again.
     Runs(VmRecord, SharedLive),
-    /// It runs, and is to be stopped: this is what is to be gone on with.
-    Stops(VmRecord, SharedLive, Operation),
+    /// It is on its way, and this is what is to be gone on with.
+    Unfinished(VmRecord, SharedLive, Unfinished),
     /// It is gone: its creation was undone, or its deletion finished.
     Gone,
 }
@@ -79,12 +85,13 @@ async fn operation(
         "an earlier daemon ended in the middle of it");
     let effects = effects(world, record);
     let operation = Journal::resume(open.id.clone(), open.vm.clone(), plan_of(kind, open.stop_within));
+    let processes = processes(world, record).await?;
     if kind == Kind::Stop
-        && let Some(live) = adopt(world, record, &processes(world, record).await?).await?
+        && let Some(live) = adopt(world, record, &processes).await?
     {
         record.state = VmState::Stopping;
         record.cause = None;
-        return Ok(Recovered::Stops(record.clone(), live, operation));
+        return Ok(Recovered::Unfinished(record.clone(), live, Unfinished::Stop(operation)));
     }
     match kind.after_crash() {
         AfterCrash::Undo => {
@@ -105,23 +112,24 @@ async fn operation(
         }
     }
     let id = record.id.clone();
-    match kind {
-        Kind::Create | Kind::Delete => {
+    let cut_off = match (kind, record.state) {
+        (Kind::Create | Kind::Delete, _) => {
             world.journal.close(&operation, true, move |conn| vms::delete(conn, &id)).await?;
             return Ok(Recovered::Gone);
         }
-        // One that had ended before it was cut off, and of which something was left, has its state.
-        Kind::Start if record.state == VmState::Error => {}
-        Kind::Start => {
-            record.state = VmState::Stopped;
-            record.cause = Some("the daemon ended while it was starting".into());
+        (Kind::Stop, _) | (_, VmState::Stopping) => {
+            Some("the daemon ended while it was stopping; that was finished later")
         }
-        // Where it comes to rest was written down with the begin.
-        Kind::Settle if matches!(record.state, VmState::Stopped | VmState::Error) => {}
-        Kind::Stop | Kind::Settle => {
-            record.state = VmState::Stopped;
-            record.cause = Some("the daemon ended while it was stopping; that was finished later".into());
-        }
+        (_, VmState::Starting) => Some(CUT_OFF_START),
+        (_, VmState::Running | VmState::Paused) if host_restarted(&processes) => Some(HOST_RESTARTED),
+        // Its guest restarted itself. The entry stays until the start replaces it.
+        (_, VmState::Running | VmState::Paused) => return Ok(restarts(record)),
+        // Where it comes to rest was written down when this began; or when it failed, and something was left.
+        (_, VmState::Created | VmState::Stopped | VmState::Error) => None,
+    };
+    if let Some(cause) = cut_off {
+        record.state = VmState::Stopped;
+        record.cause = Some(cause.into());
     }
     let row = record.clone();
     world.journal.close(&operation, true, move |conn| vms::update(conn, &row)).await?;
@@ -141,40 +149,59 @@ fn plan_of(kind: Kind, stop_within: Option<Duration>) -> Plan {
 
 async fn at_rest_or_running(world: &Arc<World>, record: &mut VmRecord) -> Result<Recovered, ErrorReport> {
     let processes = processes(world, record).await?;
-    let runs = match record.state {
-        VmState::Running | VmState::Paused => true,
-        VmState::Created | VmState::Starting | VmState::Stopping | VmState::Stopped | VmState::Error => false,
-    };
+    let runs = matches!(record.state, VmState::Running | VmState::Paused | VmState::Stopping);
     if runs && let Some(live) = adopt(world, record, &processes).await? {
+        if record.state == VmState::Stopping {
+            // Its vCPUs were let go on for a stop that was never begun.
+            record.state = VmState::Running;
+            save(world, record).await?;
+        }
         return Ok(Recovered::Runs(record.clone(), live));
     }
-    let moved_on = runs || matches!(record.state, VmState::Starting | VmState::Stopping);
-    if !moved_on && processes.is_empty() {
+    let at_rest = matches!(record.state, VmState::Created | VmState::Stopped | VmState::Error);
+    if at_rest && processes.is_empty() {
         return Ok(Recovered::AtRest(record.clone()));
     }
     effects(world, record).perform(Step::CleanUp).await?;
-    if moved_on {
-        let rebooted = match process::boot_id() {
-            Ok(now) => processes.iter().any(|(_, process)| process.boot_id != now),
-            Err(error) => {
-                tracing::warn!(%error, "cannot tell whether the host was restarted");
-                false
-            }
-        };
-        let (state, cause) = match (record.state, rebooted) {
-            (VmState::Running | VmState::Paused, true) => (VmState::Stopped, "the host was restarted"),
-            (VmState::Running | VmState::Paused, false) => {
-                (VmState::Error, "its VMM ended while no daemon ran; its guest may have shut down")
-            }
-            (VmState::Starting, _) => (VmState::Stopped, "the daemon ended while it was starting"),
-            _ => (VmState::Stopped, "the daemon ended while it was stopping"),
-        };
-        record.state = state;
-        record.cause = Some(cause.into());
-        tracing::warn!(vm = %record.id, name = %record.name, cause, "it does not run any more");
-        save(world, record).await?;
-    }
+    let log = world.dirs(&record.id).console_log();
+    let (state, cause) = match record.state {
+        VmState::Created | VmState::Stopped | VmState::Error => {
+            return Ok(Recovered::AtRest(record.clone()));
+        }
+        VmState::Starting => (VmState::Stopped, CUT_OFF_START),
+        VmState::Stopping => (VmState::Stopped, "the daemon ended while it was stopping"),
+        VmState::Running | VmState::Paused if host_restarted(&processes) => {
+            (VmState::Stopped, HOST_RESTARTED)
+        }
+        VmState::Running | VmState::Paused => match console::farewell(&log, record.started_at) {
+            Some(Farewell::Restart) => return Ok(restarts(record)),
+            Some(Farewell::PowerOff) => (VmState::Stopped, "its guest powered off while no daemon ran"),
+            Some(Farewell::Panic) => (VmState::Error, "its guest's kernel panicked while no daemon ran"),
+            None => (VmState::Error, "its VMM ended while no daemon ran"),
+        },
+    };
+    record.state = state;
+    record.cause = Some(cause.into());
+    tracing::warn!(vm = %record.id, name = %record.name, cause, "it does not run any more");
+    save(world, record).await?;
     Ok(Recovered::AtRest(record.clone()))
+}
+
+/// A VM that runs, but for a machine: its guest restarted itself. The store has it running until its start has ended.
+fn restarts(record: &mut VmRecord) -> Recovered {
+    record.state = VmState::Starting;
+    Recovered::Unfinished(record.clone(), SharedLive::default(), Unfinished::Restart)
+}
+
+/// Whether the host was restarted since these processes were started.
+fn host_restarted(processes: &[(ProcessRole, ProcessRecord)]) -> bool {
+    match process::boot_id() {
+        Ok(now) => processes.iter().any(|(_, process)| process.boot_id != now),
+        Err(error) => {
+            tracing::warn!(%error, "cannot tell whether the host was restarted");
+            false
+        }
+    }
 }
 
 /// Takes over a VM's machine with the link to its agent; `None` where it has ended.

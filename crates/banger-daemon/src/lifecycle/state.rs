@@ -94,7 +94,7 @@ pub enum Action {
     Stop,
     /// Clean up after a machine that ended, then come to rest.
     Settle(Rest),
-    /// Clean up after a machine that ended, as the first part of a start.
+    /// Clean up after a machine that ended, or that an error left, as the first part of a start.
     CleanUp,
     /// Begin the deletion.
     Delete,
@@ -133,7 +133,9 @@ pub fn next(state: VmState, event: Event) -> Result<(Next, Vec<Action>), Denied>
     use VmState::{Created, Error, Paused, Running, Starting, Stopped, Stopping};
     let to = |state, actions: &[Action]| Ok((Next::State(state), actions.to_vec()));
     match (state, event) {
-        (Created | Stopped | Error, Event::Start) => to(Starting, &[Action::Start]),
+        (Created | Stopped, Event::Start) => to(Starting, &[Action::Start]),
+        // A stop that failed may have left its machine.
+        (Error, Event::Start) => to(Starting, &[Action::CleanUp, Action::Start]),
         (Starting | Running, Event::Start) => Err(Denied::Already),
         (Paused | Stopping, Event::Start) => Err(Denied::Busy),
 
@@ -180,7 +182,10 @@ pub fn next(state: VmState, event: Event) -> Result<(Next, Vec<Action>), Denied>
         (Starting | Stopping, Event::Exited(Exit::PoweredOff | Exit::Rebooted | Exit::Died)) => {
             to(state, &[])
         }
-        (Created | Stopped | Error, Event::Exited(Exit::PoweredOff | Exit::Rebooted | Exit::Died)) => {
+        (Error, Event::Exited(Exit::PoweredOff | Exit::Rebooted | Exit::Died)) => {
+            to(Stopping, &[Action::Settle(Rest::Error)])
+        }
+        (Created | Stopped, Event::Exited(Exit::PoweredOff | Exit::Rebooted | Exit::Died)) => {
             Err(Denied::Impossible)
         }
     }

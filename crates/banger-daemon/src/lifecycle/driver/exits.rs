@@ -23,14 +23,10 @@ impl Driver {
         tracing::info!(vm = %self.record.id, name = %self.record.name, ?exit, cause, "its machine ended");
         match next(self.record.state, Event::Exited(exit)) {
             Err(_) => {
-                // A machine in a state that has none: still nothing may be left of it.
                 tracing::error!(vm = %self.record.id, state = %self.record.state, "a machine ended that was not expected");
-                if let Err(error) = self.clean_up().await {
-                    tracing::error!(vm = %self.record.id, %error, "cannot clean up after it");
-                }
             }
             Ok((next, actions)) => {
-                self.record.cause = cause;
+                self.record.cause = cause.or(self.record.cause.take());
                 self.enter(next);
                 if let Err(error) = self.act(&actions, &Asked::by_nobody()).await {
                     tracing::error!(vm = %self.record.id, %error, causes = ?error.causes, "after its machine ended");

@@ -2,7 +2,7 @@
 //!
 //! While one runs that somebody asked for, the store has the VM in `starting` or `stopping`, and a daemon that finds it
 //! cut off says so. What follows when a machine ended has nobody whom to tell: the store then has from its begin where
-//! the VM comes to rest, and why.
+//! the VM comes to rest, and why; or that it is running, where its guest restarted itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use banger_proto::daemon::StartOptions;
 use banger_proto::spec::Wait;
 use banger_proto::{ErrorCode, ErrorReport, VmState};
 
-use super::Driver;
 use super::handle::{Call, Message, View, What};
+use super::{Driver, Unfinished};
 use crate::clock;
 use crate::jobs::{Report, Unreported};
 use crate::lifecycle::cancel::{self, Cancel, Canceller};
@@ -32,7 +32,8 @@ const REBOOT: StartOptions = StartOptions { wait: Wait::Agent, timeout_s: 120 };
 pub(super) struct Asked {
     report: Arc<dyn Report>,
     cancel: Cancel,
-    start: StartOptions,
+    /// `None` where a guest restarts itself.
+    start: Option<StartOptions>,
     stop_within: Duration,
 }
 
@@ -40,9 +41,14 @@ impl Asked {
     /// A caller did.
     pub(super) fn by(call: &Call) -> Self {
         let (report, cancel) = (call.report.clone(), call.cancel.clone());
-        let start = if let What::Start(options) = call.what { options } else { REBOOT };
+        let start = if let What::Start(options) = call.what { Some(options) } else { None };
         let stop_within = if let What::Stop(within) = call.what { within } else { Duration::ZERO };
         Self { report, cancel, start, stop_within }
+    }
+
+    /// What the store says during a start.
+    fn while_starting(&self) -> VmState {
+        if self.start.is_some() { VmState::Starting } else { VmState::Running }
     }
 
     /// What happened to the VM did.
@@ -50,7 +56,7 @@ impl Asked {
         Self {
             report: Arc::new(Unreported),
             cancel: Cancel::never(),
-            start: REBOOT,
+            start: None,
             stop_within: Duration::ZERO,
         }
     }
@@ -103,7 +109,10 @@ impl Driver {
                     let operation = self.operate(plan::settle(), rest.state(), asked).await?;
                     self.rest(&operation, *rest).await?;
                 }
-                Action::CleanUp => self.clean_up().await?,
+                Action::CleanUp => {
+                    // Stays open until the start replaces it: the VM is nowhere at rest between them.
+                    let _ = self.operate(plan::settle(), asked.while_starting(), asked).await?;
+                }
                 Action::Delete => self.delete(asked).await?,
                 Action::Pause => self.vcpus(VmState::Running, "pause").await?,
                 Action::Resume => self.vcpus(VmState::Paused, "resume").await?,
@@ -118,7 +127,8 @@ impl Driver {
         lock(&self.live).degraded.clear();
         let larger = self.record.disk > self.record.image_size;
         let root = if larger { RootSize::Larger } else { RootSize::AsImage };
-        match self.operate(plan::start(asked.start.wait, root), VmState::Starting, asked).await {
+        let plan = plan::start(asked.start.unwrap_or(REBOOT).wait, root);
+        match self.operate(plan, asked.while_starting(), asked).await {
             Ok(operation) => {
                 self.record.started_at = Some(clock::now_s());
                 self.record.degraded = lock(&self.live).degraded.clone();
@@ -148,14 +158,18 @@ impl Driver {
         both(error, self.delete_unasked().await)
     }
 
-    /// Goes on with a stop that an earlier daemon began.
-    pub(super) async fn go_on(&mut self, stop: Operation) {
-        let rest = match self.carry_out(stop, &Asked::by_nobody()).await {
-            Ok(stop) => self.rest(&stop, Rest::Stopped).await,
-            Err(error) => Err(error),
+    /// Goes on with what an earlier daemon did not end.
+    pub(super) async fn go_on(&mut self, unfinished: Unfinished) {
+        let asked = Asked::by_nobody();
+        let done = match unfinished {
+            Unfinished::Stop(stop) => match self.carry_out(stop, &asked).await {
+                Ok(stop) => self.rest(&stop, Rest::Stopped).await,
+                Err(error) => Err(error),
+            },
+            Unfinished::Restart => self.act(&[Action::Start], &asked).await,
         };
-        if let Err(error) = rest {
-            tracing::error!(vm = %self.record.id, %error, causes = ?error.causes, "cannot go on with a stop");
+        if let Err(error) = done {
+            tracing::error!(vm = %self.record.id, %error, causes = ?error.causes, "cannot go on");
         }
     }
 
@@ -163,12 +177,6 @@ impl Driver {
     async fn rest(&mut self, operation: &Operation, rest: Rest) -> Result<(), ErrorReport> {
         self.ended(Event::Settled(rest));
         self.done(operation, "at rest").await
-    }
-
-    /// The clean-up between a guest's restart and the start that follows.
-    pub(super) async fn clean_up(&mut self) -> Result<(), ErrorReport> {
-        let operation = self.operate(plan::settle(), VmState::Starting, &Asked::by_nobody()).await?;
-        self.close(&operation, true).await
     }
 
     async fn delete(&mut self, asked: &Asked) -> Result<(), ErrorReport> {
@@ -226,7 +234,7 @@ impl Driver {
         let (canceller, off) = cancel::pair();
         match self.work(&operation, asked, &canceller, &off).await {
             Ok(()) => Ok(operation),
-            Err(undone) if canceller.is_cancelled() => Err(self.called_off(&operation, undone).await),
+            Err(undone) if canceller.is_cancelled() => Err(self.called_off(&operation, undone, asked).await),
             Err(undone) => Err(self.fail(&operation, undone).await),
         }
     }
@@ -243,11 +251,12 @@ impl Driver {
         both(undone.error, closed)
     }
 
-    /// The end of an operation that was called off: a start is undone, and a stop has done nothing but ask.
-    async fn called_off(&mut self, operation: &Operation, undone: Undone) -> ErrorReport {
+    /// The end of an operation that was called off: a start is undone, a stop has done nothing but ask.
+    async fn called_off(&mut self, operation: &Operation, undone: Undone, asked: &Asked) -> ErrorReport {
         let stop = operation.kind() == Kind::Stop;
-        if stop && (self.taken_over() || self.detach) {
-            // It stays in the journal, until the deletion replaces it or the next daemon goes on with it.
+        let restart = !stop && asked.start.is_none();
+        if (self.detach && (stop || restart)) || (self.taken_over() && stop) {
+            // It stays in the journal, until the next daemon goes on with it or the deletion replaces it.
             return undone.error;
         }
         let no_machine = lock(&self.live).machine.is_none();
@@ -296,7 +305,7 @@ impl Driver {
             record: self.record.clone(),
             live: self.live.clone(),
             report: asked.report.clone(),
-            start: Some(asked.start),
+            start: Some(asked.start.unwrap_or(REBOOT)),
             stop_within: operation.stop_within().unwrap_or_default(),
         };
         let journal = self.world.journal.clone();
@@ -325,7 +334,11 @@ impl Driver {
                     Some(Message::Hold(lease)) => self.hold(lease),
                     Some(Message::Detach) | None => {
                         self.detach = true;
-                        canceller.cancel(self.off(operation, "the daemon is stopping"));
+                        let why = match operation.kind() {
+                            Kind::Stop => "the daemon is stopping; the next one goes on with it",
+                            _ => "the daemon is stopping",
+                        };
+                        canceller.cancel(self.off(operation, why));
                     }
                 },
             }

@@ -36,6 +36,8 @@ impl World {
             Next::Gone => self.gone = true,
         }
         for action in actions {
+            // Never beside a machine that is still there.
+            assert!(action != Action::Start || !self.vmm || !self.work.is_empty(), "{self:?}");
             match action {
                 Action::CallOff => self.taken_over = true,
                 Action::Pause | Action::Resume => assert!(self.vmm, "no vCPUs to {action:?}"),
@@ -56,7 +58,11 @@ impl World {
     /// The first operation ends by itself.
     fn finish(&mut self, success: bool) {
         let Some(action) = self.work.pop_front() else { return };
-        self.vmm = matches!(action, Action::Start) && success;
+        self.vmm = match action {
+            Action::Start => success,
+            // What fails may leave it.
+            _ => self.vmm && !success,
+        };
         self.ended(match action {
             Action::CleanUp if success => return,
             _ if !success => Event::Failed,
@@ -95,9 +101,10 @@ impl World {
         }
         match self.state {
             VmState::Running | VmState::Paused => assert!(self.vmm && self.work.is_empty(), "{self:?}"),
-            VmState::Created | VmState::Stopped | VmState::Error => {
+            VmState::Created | VmState::Stopped => {
                 assert!(!self.vmm && self.work.is_empty(), "{self:?}");
             }
+            VmState::Error => assert!(self.work.is_empty(), "{self:?}"),
             VmState::Starting | VmState::Stopping => assert!(!self.work.is_empty(), "{self:?}"),
         }
     }
