@@ -42,6 +42,8 @@ pub const IMAGES: &[ImageRecipe] = &[
         description: "Debian 12 with systemd, sshd, git, build tools and docker",
         suite: "bookworm",
         packages: &[
+            // The kernel has AppArmor on, and docker starts no container unless it can load its profile.
+            "apparmor",
             "bash-completion",
             "build-essential",
             "ca-certificates",
@@ -113,7 +115,9 @@ const CUSTOMIZE: &[&str] = &[
     r#": > "$1"/etc/machine-id; rm -f "$1"/var/lib/dbus/machine-id "$1"/var/lib/systemd/random-seed"#,
     r#"rm -f "$1"/etc/hostname "$1"/etc/resolv.conf; echo localhost > "$1"/etc/hostname"#,
     r#"printf '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n' > "$1"/etc/hosts"#,
-    // docker starts at its first use, by its socket: started at every boot it would make each slower by seconds.
+    // docker starts at its first use, by its socket, and loads its AppArmor profile itself: both at every boot would
+    // make each slower by seconds.
+    r#"test ! -e "$1"/lib/systemd/system/apparmor.service || chroot "$1" systemctl -q disable apparmor.service"#,
     r#"test ! -e "$1"/lib/systemd/system/docker.service || chroot "$1" systemctl -q disable docker.service containerd.service"#,
 ];
 
