@@ -1,10 +1,12 @@
 //! Waiting until the image's own init says that the guest is up.
 //!
-//! systemd: `systemctl is-system-running --wait`, as soon as systemd takes requests. OpenRC: its default run level is entered
-//! and nothing is starting any more. Any other init says nothing of the kind: the guest is up when the agent answers.
+//! systemd: `systemctl is-system-running --wait`, as soon as systemd takes requests. OpenRC: its default run level is
+//! entered, all of the level's services were started. Any other init says nothing of the kind: the guest is up when
+//! the agent answers.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,6 +23,8 @@ use crate::{exec, helper};
 const SYSTEMD_SOCKET: &str = "/run/systemd/private";
 /// Control groups of the services that run; one appears with each service that starts.
 const SERVICES: &str = "/sys/fs/cgroup/system.slice";
+/// OpenRC's own directory (its librc).
+const OPEN_RC: &str = "/run/openrc";
 /// How often progress is looked for.
 const TICK: Duration = Duration::from_secs(1);
 /// How often a file is looked for whose directory cannot be watched yet.
@@ -75,25 +79,38 @@ fn parse_units(text: &str) -> Vec<String> {
     text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
-/// OpenRC keeps its run level and what it is about in /run/openrc (its librc).
+/// OpenRC writes the new run level down a moment before it says that it starts the level's services (its src/openrc/rc.c),
+/// so two looks in a row have to find it done.
 fn open_rc(session: &Session) -> Waited {
     let is_open_rc = ["/sbin/openrc", "/usr/sbin/openrc", "/usr/bin/openrc", "/bin/openrc"];
     if !is_open_rc.iter().any(|path| std::fs::exists(path).unwrap_or(false)) {
         return Ok(Booted { failed_units: Vec::new() });
     }
-    let mut level = String::new();
+    let (mut known, mut done) = (String::new(), false);
     loop {
-        let now = std::fs::read_to_string("/run/openrc/softlevel").unwrap_or_default().trim().to_owned();
-        let busy = std::fs::exists("/run/openrc/rc.starting").unwrap_or(false);
-        if now == "default" && !busy {
+        let level = open_rc_level(Path::new(OPEN_RC));
+        let done_before = std::mem::replace(&mut done, level == "default");
+        if done && done_before {
             return Ok(Booted { failed_units: Vec::new() });
         }
-        if now != level {
-            tell(session, &format!("OpenRC is at run level {now}"));
-            level = now;
+        if !done && level != known {
+            tell(session, &format!("OpenRC: {level}"));
+            known = level;
         }
         still_wanted(session)?;
         session.wait(Some(LOOK));
+    }
+}
+
+/// OpenRC's run level, with what is still done for it.
+fn open_rc_level(directory: &Path) -> String {
+    let level = std::fs::read_to_string(directory.join("softlevel")).unwrap_or_default().trim().to_owned();
+    let is = |marker: &str| std::fs::exists(directory.join(marker)).unwrap_or(false);
+    match level.as_str() {
+        "" => "begins".to_owned(),
+        _ if is("rc.stopping") => format!("{level} is being left"),
+        _ if is("rc.starting") => format!("{level} is being entered"),
+        _ => level,
     }
 }
 
@@ -158,5 +175,23 @@ mod tests {
             "ssh.service loaded failed failed OpenBSD Secure Shell server\nx.mount loaded failed failed /x\n";
         assert_eq!(parse_units(text), ["ssh.service", "x.mount"]);
         assert!(parse_units("").is_empty());
+    }
+
+    #[test]
+    fn open_rc_is_up_when_its_default_level_is_entered() {
+        let dir = tempfile::tempdir().unwrap();
+        let level = || open_rc_level(dir.path());
+        assert_eq!(level(), "begins");
+        let written = |level: &str| std::fs::write(dir.path().join("softlevel"), level).unwrap();
+        written("boot\n");
+        assert_eq!(level(), "boot");
+        std::fs::create_dir(dir.path().join("rc.stopping")).unwrap();
+        assert_eq!(level(), "boot is being left");
+        std::fs::remove_dir(dir.path().join("rc.stopping")).unwrap();
+        written("default");
+        std::fs::create_dir(dir.path().join("rc.starting")).unwrap();
+        assert_eq!(level(), "default is being entered");
+        std::fs::remove_dir(dir.path().join("rc.starting")).unwrap();
+        assert_eq!(level(), "default");
     }
 }
