@@ -5,6 +5,7 @@
 mod daemon;
 mod exec;
 mod guest;
+mod identity;
 mod network;
 mod refuse;
 mod run;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         exec::TESTS,
         daemon::TESTS,
         guest::TESTS,
+        identity::TESTS,
         network::TESTS,
         refuse::TESTS,
         trouble::TESTS,

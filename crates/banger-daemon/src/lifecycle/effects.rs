@@ -21,7 +21,9 @@ use super::{guest_config, identity};
 use crate::console;
 use crate::jobs::Report;
 use crate::model::VmRecord;
-use crate::ports::{BootFiles, Guest, Launch, Machine, MachineExit, ProcessJournal, ProcessRole, VmDirs};
+use crate::ports::{
+    BootFiles, Guest, Launch, LinkState, Machine, MachineExit, ProcessJournal, ProcessRole, VmDirs,
+};
 use crate::store::{Durability, Store, vms};
 
 /// A guest that is too busy to be asked to end is asked again after so long.
@@ -229,6 +231,14 @@ impl VmEffects {
         let (boot, guest) = self.boot(Step::Configure)?;
         let release = self.live().boot_files.as_ref().map(|files| files.release.clone());
         self.report.stage("wait for the guest's agent");
+        // The clock in the configuration is that of the moment when somebody is there to take it.
+        let mut link = guest.state();
+        let answers = async {
+            // A link that is gone shows again, and better, in the request.
+            let _ = link.wait_for(|state| *state == LinkState::Up).await;
+            Ok(())
+        };
+        boot.wait(answers).await?;
         let config = guest_config::build(&self.world, &self.record, release).await?;
         let open = Open::Configure(Box::new(config));
         match self.ask(&boot, &*guest, open).await? {
