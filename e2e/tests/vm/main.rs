@@ -7,6 +7,7 @@ mod exec;
 mod guest;
 mod identity;
 mod network;
+mod pid1;
 mod refuse;
 mod run;
 mod trouble;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         exec::TESTS,
         daemon::TESTS,
         guest::TESTS,
+        pid1::TESTS,
         identity::TESTS,
         network::TESTS,
         refuse::TESTS,
