@@ -6,14 +6,14 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 
-use crate::{DEBIAN, EMPTY, KERNEL, TINY};
+use crate::{DEBIAN, DEGRADED_VM, EMPTY, FAILING_UNIT, KERNEL, NO_UDEV, TINY, isolate};
 
 /// What the content depends on, relative to the repository.
 const SOURCES: &[&str] = &[
@@ -22,6 +22,7 @@ const SOURCES: &[&str] = &[
     "crates/banger-daemon/src/model.rs",
     "crates/banger-proto/src/catalog.rs",
     "e2e/src/cache.rs",
+    "e2e/src/lib.rs",
 ];
 
 /// Where everything is cached.
@@ -72,25 +73,95 @@ pub fn make() -> anyhow::Result<PathBuf> {
 fn fill(dir: &Path) -> anyhow::Result<()> {
     banger(dir, &["kernel", "pull", KERNEL])?;
     banger(dir, &["image", "build", DEBIAN])?;
+    let ext4 = dir.join("synthetic.ext4");
+    without_udev(&only_image(dir)?, &ext4, dir)?;
+    register(dir, NO_UDEV, &ext4)?;
     for (name, make) in [(TINY, tiny as fn(&Path) -> anyhow::Result<()>), (EMPTY, |_| Ok(()))] {
         let root = dir.join(name);
         fs::create_dir_all(&root)?;
         make(&root)?;
-        let ext4 = dir.join(format!("{name}.ext4"));
         let file = fs::File::create(&ext4)?;
         file.set_len(64 << 20)?;
-        let mut mkfs = Command::new(crate::isolate::find("mke2fs").context("mke2fs is not installed")?);
+        let mut mkfs = Command::new(isolate::find("mke2fs").context("mke2fs is not installed")?);
         mkfs.args(["-q", "-t", "ext4", "-F", "-E", "root_owner=0:0", "-d"]).arg(&root).arg(&ext4);
         let status = mkfs.status().context("running mke2fs")?;
         if !status.success() {
             bail!("mke2fs ended with {status}");
         }
-        let path = ext4.to_str().context("the cache's path is no text")?;
-        banger(dir, &["image", "register", name, path])?;
-        fs::remove_file(&ext4)?;
+        register(dir, name, &ext4)?;
         fs::remove_dir_all(&root)?;
     }
     Ok(())
+}
+
+/// Gives a file system its name in the store, which copies it; the file goes.
+fn register(dir: &Path, name: &str, ext4: &Path) -> anyhow::Result<()> {
+    let path = ext4.to_str().context("the cache's path is no text")?;
+    banger(dir, &["image", "register", name, path])?;
+    fs::remove_file(ext4).context("removing the file system that is in the store now")
+}
+
+/// The file system of the one image that is there.
+fn only_image(dir: &Path) -> anyhow::Result<PathBuf> {
+    let images: Vec<_> = fs::read_dir(dir.join("state/images"))?.collect::<Result<_, _>>()?;
+    match &images[..] {
+        [image] => Ok(image.path().join("rootfs.ext4")),
+        _ => bail!("{} images instead of one", images.len()),
+    }
+}
+
+/// Copies Debian's file system to `ext4`, takes away what its package udev brought, and adds a unit that fails in a VM of
+/// one name. With debugfs: no mount, no root, and no second run of mmdebstrap.
+fn without_udev(debian: &Path, ext4: &Path, work: &Path) -> anyhow::Result<()> {
+    let mut copy = Command::new("cp");
+    let status = copy.arg("--sparse=always").arg(debian).arg(ext4).status().context("running cp")?;
+    if !status.success() {
+        bail!("copying {} failed", debian.display());
+    }
+    // An image in the store is read-only, its copy is to be changed.
+    fs::set_permissions(ext4, PermissionsExt::from_mode(0o600))?;
+    let list = debugfs(ext4, "cat /var/lib/dpkg/info/udev.list")?;
+    if !list.lines().any(|path| path == "/lib/systemd/systemd-udevd") {
+        bail!("the package udev has no udevd:\n{list}");
+    }
+    // What has something below it is a directory, or a link to one: /lib.
+    let is_file = |path: &&str| !list.lines().any(|other| other.starts_with(&format!("{path}/")));
+    let files = list.lines().filter(|path| *path != "/.").filter(is_file);
+    let mut commands: String = files.map(|path| format!("rm {path}\n")).collect();
+    let unit = work.join(FAILING_UNIT);
+    fs::write(
+        &unit,
+        format!("[Unit]\nConditionHost={DEGRADED_VM}\n[Service]\nType=oneshot\nExecStart=/bin/false\n"),
+    )?;
+    let installed = format!("/etc/systemd/system/{FAILING_UNIT}");
+    commands.push_str(&format!("write {} {installed}\n", unit.display()));
+    commands.push_str("cd /etc/systemd/system/multi-user.target.wants\n");
+    commands.push_str(&format!("symlink {FAILING_UNIT} {installed}\n"));
+    let script = work.join("debugfs-commands");
+    fs::write(&script, commands)?;
+    let mut change = debugfs_command()?;
+    let output = change.arg("-w").arg("-f").arg(&script).arg(ext4).output().context("running debugfs")?;
+    if !output.status.success() {
+        bail!("debugfs ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    fs::remove_file(&script)?;
+    fs::remove_file(&unit)?;
+    let left = debugfs(ext4, "ls -p /lib/systemd")?;
+    let wanted = debugfs(ext4, &format!("cat {installed}"))?;
+    if left.contains("udevd") || !wanted.contains("/bin/false") {
+        bail!("debugfs did not change {}", ext4.display());
+    }
+    Ok(())
+}
+
+fn debugfs_command() -> anyhow::Result<Command> {
+    Ok(Command::new(isolate::find("debugfs").context("debugfs is not installed")?))
+}
+
+/// What one request of debugfs prints. It says by its output alone whether it could do it.
+fn debugfs(ext4: &Path, request: &str) -> anyhow::Result<String> {
+    let output = debugfs_command()?.args(["-R", request]).arg(ext4).output().context("running debugfs")?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Debian's static busybox with a link for each of its applets, and nothing that could be an init.

@@ -15,6 +15,13 @@ pub const DEBIAN: &str = "debian-bookworm-minimal";
 pub const TINY: &str = "tiny";
 /// A file system without anything in it.
 pub const EMPTY: &str = "empty";
+/// Synthetic: [`DEBIAN`] without the files of its package udev, as roots made for containers are. It has a unit that
+/// fails, which starts in a VM named [`DEGRADED_VM`] alone.
+pub const NO_UDEV: &str = "synthetic-no-udev";
+/// See [`NO_UDEV`].
+pub const DEGRADED_VM: &str = "degraded";
+/// See [`NO_UDEV`].
+pub const FAILING_UNIT: &str = "banger-test-fails.service";
 
 /// The directory with the `banger` and `bangerd` under test.
 pub fn bin_dir() -> PathBuf {

@@ -1,42 +1,16 @@
-//! What the guest does with itself: systemd comes up, reboot and poweroff from inside, growing its disk.
+//! What a guest without an init does: reboot and poweroff from inside, keeping and growing its disk, its console.
 
 use anyhow::ensure;
 use e2e::world::{SMALL, World};
-use e2e::{DEBIAN, KERNEL};
 
 use crate::Body;
 
 pub(crate) const TESTS: &[(&str, Body)] = &[
-    ("guest_systemd_boots_and_ends", systemd),
     ("guest_without_init_reboots_and_powers_off", no_init),
     ("guest_stops_and_starts_with_its_disk", stop_start),
     ("guest_disk_grows", grows),
     ("guest_prints_to_the_log", console),
 ];
-
-fn systemd(world: &mut World) -> anyhow::Result<()> {
-    let args = [
-        "vm", "create", "--name", "deb", "--image", DEBIAN, "--kernel", KERNEL, "--memory", "1GiB", "--vcpu",
-        "1",
-    ];
-    world.ok(&args)?;
-    ensure!(world.exec("deb", &["systemctl", "is-system-running"])?.text() == "running");
-    ensure!(world.exec("deb", &["hostname"])?.text() == "deb");
-    ensure!(world.exec("deb", &["cat", "/proc/1/comm"])?.text() == "systemd");
-    let boot = world.exec("deb", &["cat", "/proc/sys/kernel/random/boot_id"])?.text();
-    // The reboot cuts the command that asked for it, or lets it end; either is fine.
-    world.run(&["vm", "exec", "deb", "--", "systemctl", "reboot"])?;
-    world.until("it has rebooted", || {
-        let ran = world.run(&["vm", "exec", "deb", "--", "cat", "/proc/sys/kernel/random/boot_id"])?;
-        Ok(ran.status == 0 && ran.text() != boot)
-    })?;
-    // After a reboot the agent answers before systemd does.
-    world.until("systemd is up again", || {
-        Ok(world.run(&["vm", "exec", "deb", "--", "systemctl", "is-system-running"])?.text() == "running")
-    })?;
-    world.run(&["vm", "exec", "deb", "--", "systemctl", "poweroff"])?;
-    world.await_state("deb", "stopped")
-}
 
 fn no_init(world: &mut World) -> anyhow::Result<()> {
     world.small_vm("tiny")?;

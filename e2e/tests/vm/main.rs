@@ -10,6 +10,7 @@ mod network;
 mod pid1;
 mod refuse;
 mod run;
+mod systemd;
 mod trouble;
 mod user;
 
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         run::TESTS,
         exec::TESTS,
         daemon::TESTS,
+        systemd::TESTS,
         guest::TESTS,
         pid1::TESTS,
         identity::TESTS,

@@ -102,7 +102,7 @@ fn tracked_files(world: &mut World) -> anyhow::Result<()> {
 }
 
 /// Starts a run whose command says that it runs, and then does nothing; returns when it said so.
-fn begin(mut command: Command) -> anyhow::Result<Child> {
+pub(crate) fn begin(mut command: Command) -> anyhow::Result<Child> {
     let mut child = command.stdout(Stdio::piped()).spawn().context("starting banger")?;
     let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
     let said = lines.find(|line| line.as_ref().map_or(true, |line| line.trim() == "up"));

@@ -1,6 +1,5 @@
 //! `banger vm create`
 
-use banger_proto::daemon::VmInfo;
 use clap::Args;
 
 use super::options::{StartFlags, VmOptions, make};
@@ -38,19 +37,11 @@ impl Create {
         let mut interrupts = Interrupts::new()?;
         let mut session = context.session().await?;
         let vm = make(context, &mut session, &spec, start, Lines::Stages, &mut interrupts).await?;
-        warn_if_degraded(context, &vm);
         if self.json {
             context.ui.json(&document(doc::Vms { vms: vec![(&vm).into()] }))?;
         } else {
             context.ui.line(&vm.name)?;
         }
         Ok(0)
-    }
-}
-
-/// A system that came up without all of its units is up, and says so.
-pub(super) fn warn_if_degraded(context: &Context, vm: &VmInfo) {
-    if !vm.degraded.is_empty() {
-        context.ui.warning(format!("{} is up without: {}", vm.name, vm.degraded.join(", ")));
     }
 }

@@ -3,7 +3,6 @@
 use banger_proto::daemon::{Accepted, JobResult, Request};
 use clap::Args;
 
-use super::create::warn_if_degraded;
 use super::options::StartFlags;
 use crate::context::Context;
 use crate::doc::{self, document};
@@ -104,10 +103,7 @@ async fn all(
             Err(error) => Err(error.into()),
         };
         match result {
-            Ok(JobResult::Vm { vm }) => {
-                warn_if_degraded(context, &vm);
-                ended.push(*vm);
-            }
+            Ok(JobResult::Vm { vm }) => ended.push(*vm),
             Ok(JobResult::VmDeleted { vm }) => deleted.push(vm.name.to_string()),
             Ok(other) => return Err(unexpected(&other)),
             Err(error @ CliError::Failed(_)) => {

@@ -13,7 +13,6 @@ use banger_proto::daemon::{JobResult, Request, VmInfo};
 use banger_proto::{ErrorCode, ErrorReport};
 use clap::{Args, ValueHint};
 
-use super::create::warn_if_degraded;
 use super::options::{StartFlags, VmOptions, make};
 use crate::context::Context;
 use crate::error::{CliError, OURS};
@@ -159,7 +158,6 @@ impl Plan {
         interrupts: &mut Interrupts,
     ) -> Result<u8, CliError> {
         let ui = context.ui;
-        warn_if_degraded(context, vm);
         let id = vm.id.to_string();
         if let Some(workspace) = workspace {
             let target = self.command.cwd.clone().unwrap_or_else(|| workspace.default_target());
