@@ -1,0 +1,198 @@
+//! The contract suites of the ports: over the fakes, and over the real ones that need no VM. (QEMU's is an end-to-end
+//! test.)
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use anyhow::{Context, ensure};
+use async_trait::async_trait;
+use banger_daemon::disk::Qcow2Disks;
+use banger_daemon::ports::{Guests, Launch, RootDisks, VmDirs, Vmm};
+use banger_proto::{ByteSize, VmId};
+use banger_sys::process::ProcessRecord;
+use testkit::contract::{self, disks, vmm};
+use testkit::fake::FakeWorld;
+
+/// Ids of VMs, one after the other.
+#[derive(Default)]
+struct Ids(AtomicU8);
+
+impl Ids {
+    fn next(&self) -> VmId {
+        VmId::from_random([self.0.fetch_add(1, Ordering::Relaxed); 6])
+    }
+}
+
+struct Fakes {
+    world: FakeWorld,
+    ids: Ids,
+}
+
+impl Fakes {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { world: FakeWorld::new()?, ids: Ids::default() })
+    }
+}
+
+#[async_trait]
+impl vmm::Bench for Fakes {
+    fn vmm(&self) -> Arc<dyn Vmm> {
+        self.world.ports().vmm
+    }
+
+    fn guests(&self) -> Arc<dyn Guests> {
+        self.world.ports().guests
+    }
+
+    async fn launch(&self) -> anyhow::Result<Launch> {
+        let (vm, ports) = (self.ids.next(), self.world.ports());
+        let dirs = self.world.dirs(&vm);
+        let (images, kernels) = ports.contents.all().await?;
+        let image = ports.contents.image_file(images.first().context("no image")?).await?;
+        let files = ports.contents.boot_files(kernels.first().context("no kernel")?).await?;
+        ports.disks.create(&image, testkit::fake::IMAGE_SIZE, &dirs).await?;
+        Ok(Launch {
+            root: ports.disks.open(&dirs).await?,
+            vm,
+            name: "box".parse()?,
+            dirs,
+            kernel: files.kernel,
+            initrd: files.initrd,
+            modules_drive: files.modules_drive,
+            vcpus: 1,
+            memory: ByteSize::mib(256),
+            nat: true,
+        })
+    }
+
+    fn kill(&self, process: &ProcessRecord) -> anyhow::Result<()> {
+        self.world.kill(process);
+        Ok(())
+    }
+
+    fn lives(&self, process: &ProcessRecord) -> anyhow::Result<bool> {
+        Ok(self.world.lives(process))
+    }
+}
+
+impl disks::Bench for Fakes {
+    fn disks(&self) -> Arc<dyn RootDisks> {
+        self.world.disk_full(false);
+        self.world.ports().disks
+    }
+
+    fn dirs(&self) -> VmDirs {
+        self.world.dirs(&self.ids.next())
+    }
+
+    fn image(&self, size: ByteSize) -> anyhow::Result<PathBuf> {
+        sparse(self.world.paths().cache.join(format!("{}.ext4", size.as_bytes())), size)
+    }
+
+    fn interrupt_create(&self, dirs: &VmDirs) -> anyhow::Result<()> {
+        self.world.interrupt_create(dirs);
+        Ok(())
+    }
+
+    fn full(&self) -> Option<VmDirs> {
+        self.world.disk_full(true);
+        Some(disks::Bench::dirs(self))
+    }
+}
+
+struct Qcow2 {
+    dir: tempfile::TempDir,
+    ids: Ids,
+    full: Option<PathBuf>,
+}
+
+impl Qcow2 {
+    fn new(full: Option<PathBuf>) -> anyhow::Result<Self> {
+        Ok(Self { dir: tempfile::tempdir()?, ids: Ids::default(), full })
+    }
+}
+
+impl disks::Bench for Qcow2 {
+    fn disks(&self) -> Arc<dyn RootDisks> {
+        Arc::new(Qcow2Disks)
+    }
+
+    fn dirs(&self) -> VmDirs {
+        let below = |what: &str| self.dir.path().join(what).join(self.ids.next().as_str());
+        // What qemu-img makes of a comma in a path has surprised many.
+        VmDirs { runtime: below("run"), state: below("state, with a comma") }
+    }
+
+    fn image(&self, size: ByteSize) -> anyhow::Result<PathBuf> {
+        sparse(self.dir.path().join(format!("{}.ext4", size.as_bytes())), size)
+    }
+
+    fn interrupt_create(&self, dirs: &VmDirs) -> anyhow::Result<()> {
+        std::fs::create_dir_all(&dirs.state)?;
+        Ok(std::fs::write(dirs.state.join("root.qcow2.new"), b"QFI\xfb and no more")?)
+    }
+
+    fn full(&self) -> Option<VmDirs> {
+        self.full.clone().map(|state| VmDirs { runtime: self.dir.path().join("run"), state })
+    }
+}
+
+fn sparse(path: PathBuf, size: ByteSize) -> anyhow::Result<PathBuf> {
+    std::fs::File::create(&path)?.set_len(size.as_bytes())?;
+    Ok(path)
+}
+
+#[tokio::test]
+async fn the_fake_vmm_is_one() -> anyhow::Result<()> {
+    contract::run(vmm::CASES, &Fakes::new()? as &dyn vmm::Bench).await
+}
+
+#[tokio::test]
+async fn the_fake_disks_are_some() -> anyhow::Result<()> {
+    contract::run(disks::CASES, &Fakes::new()? as &dyn disks::Bench).await
+}
+
+#[tokio::test]
+async fn qcow2_disks_are_some() -> anyhow::Result<()> {
+    if banger_sys::command::find("qemu-img").is_none() {
+        testkit::not_run("qcow2_disks_are_some", "qemu-img is not installed");
+        return Ok(());
+    }
+    contract::run(disks::CASES, &Qcow2::new(None)? as &dyn disks::Bench).await
+}
+
+const FULL: &str = "qcow2_disks_are_some_where_one_is_full";
+
+/// Runs itself again where it may mount a small disk, in namespaces of its own.
+#[tokio::test]
+async fn qcow2_disks_are_some_where_one_is_full() -> anyhow::Result<()> {
+    const DISK: &str = "BANGER_TEST_FULL_DISK";
+    if let Some(disk) = std::env::var_os(DISK) {
+        let bench = Qcow2::new(Some(disk.into()))?;
+        return contract::run(disks::CASES, &bench as &dyn disks::Bench).await;
+    }
+    let unshare = |args: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--user", "--map-root-user", "--"]).args(args).stdin(Stdio::null());
+        command
+    };
+    let may = unshare(&["mount", "-t", "tmpfs", "none", "/mnt"]).stderr(Stdio::null()).status();
+    if !may.is_ok_and(|status| status.success()) || banger_sys::command::find("qemu-img").is_none() {
+        testkit::not_run(FULL, "it needs qemu-img and unshare, which may not mount a small disk here");
+        return Ok(());
+    }
+    // 64 KiB are room for a directory and the first part of a disk.
+    let dir = tempfile::tempdir()?;
+    let script = "mount -t tmpfs -o size=64k none \"$0\" && exec \"$@\"";
+    let disk = dir.path().to_str().context("no text")?;
+    let own = std::env::current_exe()?;
+    let own = own.to_str().context("no text")?;
+    let mut inside = unshare(&["sh", "-c", script, disk, own, "--exact", FULL, "--nocapture"]);
+    let output = inside.env(DISK, disk).output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(said.contains("1 passed"), "it did not run: {said}");
+    Ok(())
+}

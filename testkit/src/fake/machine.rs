@@ -1,0 +1,118 @@
+//! Machines that run, are paused, and end.
+
+use std::sync::{Arc, Weak};
+
+use async_trait::async_trait;
+use banger_daemon::ports::{self, Accelerator, MachineExit, VmDirs};
+use banger_proto::{ErrorCode, ErrorReport, VmId};
+use tokio::sync::watch;
+
+use super::processes::remove_runtime;
+use super::{FakeWorld, State};
+
+/// A machine of the world. It is there exactly as long as it runs.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) vm: VmId,
+    pub(super) dirs: VmDirs,
+    pub(super) paused: bool,
+    /// Its guest was given its identity.
+    pub(super) configured: bool,
+    /// Its processes, which end with it.
+    pub(super) pids: Vec<u32>,
+    exit: watch::Sender<Option<MachineExit>>,
+    /// A daemon follows it as long as this is alive.
+    follower: Weak<()>,
+}
+
+impl Machine {
+    pub(super) fn new(vm: VmId, dirs: VmDirs, pids: Vec<u32>) -> Self {
+        let exit = watch::Sender::new(None);
+        Self { vm, dirs, paused: false, configured: false, pids, exit, follower: Weak::new() }
+    }
+}
+
+impl State {
+    /// The pid of the VMM that runs a VM.
+    pub(super) fn machine_of(&self, vm: &VmId) -> Option<u32> {
+        self.machines.iter().find(|(_, machine)| machine.vm == *vm).map(|(pid, _)| *pid)
+    }
+
+    /// Ends a machine with all of its processes. Whoever follows it removes its sockets, as with a real one; where nobody
+    /// does they stay.
+    pub(super) fn end_machine(&mut self, pid: u32, exit: MachineExit) -> bool {
+        let Some(machine) = self.machines.remove(&pid) else { return false };
+        for pid in &machine.pids {
+            self.processes.remove(pid);
+        }
+        if machine.follower.strong_count() > 0
+            && let Err(error) = remove_runtime(&machine.dirs)
+        {
+            self.violations.push(format!("the sockets of VM {} cannot be removed: {error}", machine.vm));
+        }
+        machine.exit.send_replace(Some(exit));
+        true
+    }
+
+    /// A daemon's handle on a machine.
+    pub(super) fn follow(&mut self, world: &FakeWorld, pid: u32) -> Option<Arc<dyn ports::Machine>> {
+        let machine = self.machines.get_mut(&pid)?;
+        let follower = Arc::new(());
+        machine.follower = Arc::downgrade(&follower);
+        let exit = machine.exit.subscribe();
+        Some(Arc::new(FakeMachine { world: world.clone(), pid, exit, _follower: follower }))
+    }
+}
+
+/// A daemon's handle.
+#[derive(Debug)]
+struct FakeMachine {
+    world: FakeWorld,
+    pid: u32,
+    exit: watch::Receiver<Option<MachineExit>>,
+    _follower: Arc<()>,
+}
+
+impl FakeMachine {
+    fn set_paused(&self, paused: bool, doing: &str) -> Result<(), ErrorReport> {
+        self.world.change(|state| match state.machines.get_mut(&self.pid) {
+            Some(machine) => {
+                machine.paused = paused;
+                Ok(())
+            }
+            None => Err(ErrorReport::new(ErrorCode::VmmFailed, doing).cause("it has ended")),
+        })
+    }
+}
+
+#[async_trait]
+impl ports::Machine for FakeMachine {
+    fn kind(&self) -> &'static str {
+        super::vmm::KIND
+    }
+
+    fn accelerator(&self) -> Accelerator {
+        Accelerator::Tcg
+    }
+
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    async fn pause(&self) -> Result<(), ErrorReport> {
+        self.set_paused(true, "cannot pause the VM")
+    }
+
+    async fn resume(&self) -> Result<(), ErrorReport> {
+        self.set_paused(false, "cannot resume the VM")
+    }
+
+    async fn kill(&self) -> Result<(), ErrorReport> {
+        self.world.change(|state| state.end_machine(self.pid, MachineExit::Killed));
+        Ok(())
+    }
+
+    fn exit(&self) -> watch::Receiver<Option<MachineExit>> {
+        self.exit.clone()
+    }
+}
