@@ -153,9 +153,10 @@ impl Start<'_> {
         let mut gates = vec![(ProcessRole::Keeper, &keeper_gate)];
         gates.extend(passt_gate.as_ref().map(|gate| (ProcessRole::Network, gate)));
         gates.push((ProcessRole::Vmm, &qemu_gate));
-        for (role, gate) in gates {
-            self.journal.record(role, gate.record()).await?;
-            records.push((role, gate.record().clone()));
+        // Known to whoever ends them before the first is written down: what cannot be recorded is ended as well.
+        records.extend(gates.iter().map(|(role, gate)| (*role, gate.record().clone())));
+        for (role, record) in records.iter() {
+            self.journal.record(*role, record).await?;
         }
         self.scope(records).await;
 
