@@ -2,6 +2,7 @@
 //!
 //! On a machine that cannot run them they are listed as ignored and named as *not run*.
 
+mod contract;
 mod daemon;
 mod exec;
 mod guest;
@@ -22,8 +23,13 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Body = fn(&mut world::World) -> anyhow::Result<()>;
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some(network::SERVE_OUTSIDE) {
-        return match network::serve_outside() {
+    let other = match std::env::args().nth(1).as_deref() {
+        Some(network::SERVE_OUTSIDE) => Some(network::serve_outside()),
+        Some(contract::RUN_QEMU) => Some(contract::run_qemu()),
+        Some(_) | None => None,
+    };
+    if let Some(result) = other {
+        return match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{error:#}");
@@ -47,6 +53,7 @@ fn main() -> ExitCode {
         refuse::TESTS,
         trouble::TESTS,
         user::TESTS,
+        contract::TESTS,
     ]
     .concat();
     if let Some(why) = &why_not
