@@ -134,7 +134,7 @@ pub fn next(state: VmState, event: Event) -> Result<(Next, Vec<Action>), Denied>
     let to = |state, actions: &[Action]| Ok((Next::State(state), actions.to_vec()));
     match (state, event) {
         (Created | Stopped, Event::Start) => to(Starting, &[Action::Start]),
-        // A stop that failed may have left its machine.
+        // A stop that failed may have left its machine: there is never a second one.
         (Error, Event::Start) => to(Starting, &[Action::CleanUp, Action::Start]),
         (Starting | Running, Event::Start) => Err(Denied::Already),
         (Paused | Stopping, Event::Start) => Err(Denied::Busy),
