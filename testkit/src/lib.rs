@@ -1,11 +1,13 @@
-//! Stateful fakes, contract suites and the leak check, for tests only.
+//! Stateful fakes, contract suites, fault scripts and the leak check, for tests only.
 //!
 //! - [`fake`]: a host whose VMMs, guests and disks are entries of a table, for tests of the daemon.
 //! - [`contract`]: what every implementation of a port of the daemon has to do, fakes and real ones.
+//! - [`faults`]: the daemon's operations broken at a point.
 //! - [`leaks`]: pictures of a real host.
 
 pub mod contract;
 pub mod fake;
+pub mod faults;
 pub mod leaks;
 
 use std::io::Write;
