@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use banger_daemon::lifecycle::faults::{Point, Side};
@@ -56,7 +57,7 @@ fn scenarios() -> Vec<Scenario> {
             let trigger = if ephemeral { Trigger::CreateAndStart(wait) } else { Trigger::Start(wait) };
             add(plan::start(wait, root), trigger, ephemeral, larger, false);
         }
-        add(plan::stop(), Trigger::Stop, ephemeral, false, true);
+        add(plan::stop(Duration::from_secs(5)), Trigger::Stop, ephemeral, false, true);
         for trigger in [Trigger::PowerOff, Trigger::Die, Trigger::Reboot] {
             add(plan::settle(), trigger, ephemeral, false, true);
         }
