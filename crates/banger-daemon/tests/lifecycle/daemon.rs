@@ -169,9 +169,10 @@ impl Client<'_> {
                 let states: Vec<_> = vms.iter().map(|vm| (vm.state, vm.cause.as_deref())).collect();
                 bail!("waited in vain until {what}: {states:?}, untrue: {untruths:?}, left: {leaks:?}");
             }
-            // The store's thread needs real time; whatever waits for tokio's gets that at once.
+            // The store's thread needs real time; whatever waits for tokio's, the grace of a lost client say, gets that
+            // at once.
             std::thread::sleep(Duration::from_millis(1));
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 

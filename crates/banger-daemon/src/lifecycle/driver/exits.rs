@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use banger_proto::VmState;
 use tokio::time::Instant;
 
 use super::Driver;
@@ -26,7 +27,13 @@ impl Driver {
                 tracing::error!(vm = %self.record.id, state = %self.record.state, "a machine ended that was not expected");
             }
             Ok((next, actions)) => {
-                self.record.cause = cause.or(self.record.cause.take());
+                self.record.cause = match (self.record.cause.take(), cause) {
+                    // Why it came to be in error is worth more than what followed from that.
+                    (Some(error), Some(cause)) if self.record.state == VmState::Error => {
+                        Some(format!("{error}; since then {cause}"))
+                    }
+                    (earlier, cause) => cause.or(earlier),
+                };
                 self.enter(next);
                 if let Err(error) = self.act(&actions, &Asked::by_nobody()).await {
                     tracing::error!(vm = %self.record.id, %error, causes = ?error.causes, "after its machine ended");
