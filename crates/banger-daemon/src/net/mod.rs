@@ -5,6 +5,7 @@
 //! QEMU (virtio-net) <--socket pair--> guard (in the keeper) <--socket pair--> passt <--sockets--> the host's network
 //! ```
 
+pub mod frame;
 pub mod guard;
 pub mod passt;
 pub mod plan;

@@ -8,6 +8,8 @@ use std::net::Ipv4Addr;
 
 use banger_proto::guest::GuestNetwork;
 
+use super::frame;
+
 /// The guest.
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 /// Length of the network's prefix.
@@ -16,8 +18,8 @@ pub const PREFIX: u8 = 24;
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// The resolver: what is sent there reaches the host's resolver, also where that is a loopback address.
 pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 3);
-/// Largest packet in bytes: all that fits an Ethernet frame of passt's; the path beyond is the host's business.
-pub const MTU: u32 = 65_520;
+/// Largest packet in bytes: all that fits the largest frame that passes; the path beyond is the host's business.
+pub const MTU: u32 = frame::MTU as u32;
 /// The guest's Ethernet address: locally administered, the same in every guest.
 pub const GUEST_MAC: &str = "52:54:00:12:34:02";
 
