@@ -136,8 +136,9 @@ static void disguises(in_addr_t to, int tcp) {
     }
 }
 
-/* A datagram to the outside whose payload holds frames with their lengths among zeros, which are lengths of nothing: whoever loses
- * his place in the stream finds it there. All lengths are multiples of four; `shift` gives the four places. */
+/* A segment of no connection, to the outside, whose payload holds frames with their lengths among zeros, which are lengths of
+ * nothing: whoever loses his place in the stream finds it there. All lengths are multiples of four; `shift` gives the four
+ * places. */
 static int stuffed(byte *frame, int size, int shift) {
     byte evil[160], seg[64], packet[128];
     int at, n, m = 0, k;
@@ -152,13 +153,13 @@ static int stuffed(byte *frame, int size, int shift) {
         if (m % 4) die("a length that is no multiple of four");
     }
     memset(frame, 0, size);
-    for (at = 42 + shift + 200; at + m + 200 < size; at += m + 200) memcpy(frame + at, evil, m);
+    for (at = 54 + shift + 200; at + m + 200 < size; at += m + 200) memcpy(frame + at, evil, m);
     /* In place, so that nothing of the payload is copied. */
-    ipv4(frame + 14, 17, guest, outside, NULL, 0, frame + 34, size - 34);
+    ipv4(frame + 14, 6, guest, outside, NULL, 0, frame + 34, size - 34);
     ether(frame, "", 0, 0x0800, frame + 14, size - 14);
     put16(frame + 34, 4200);
     put16(frame + 36, 9);
-    put16(frame + 38, size - 34);
+    frame[46] = 5 << 4; frame[47] = 0x10;
     return size;
 }
 
