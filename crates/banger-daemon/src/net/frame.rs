@@ -130,6 +130,8 @@ mod tests {
     use super::*;
 
     const GUEST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+    type Change = fn(&mut Vec<u8>);
+
     const TCP: u8 = 6;
     const UDP: u8 = 17;
 
@@ -258,7 +260,7 @@ mod tests {
     fn a_packet_is_whole_plain_and_the_guests_own() {
         assert!(changed(&udp(10), UDP, |_| {}));
         assert!(changed(&udp(10), UDP, |packet| packet[6] = 0), "fragments allowed on the way");
-        let refused: [(&str, fn(&mut Vec<u8>)); 12] = [
+        let refused: [(&str, Change); 12] = [
             ("version 6", |packet| packet[0] = 0x65),
             ("a short header", |packet| packet[0] = 0x44),
             ("options that are not there", |packet| packet[0] = 0x4f),
