@@ -21,6 +21,7 @@ use banger_sys::signals;
 use crate::error::{Doing, StepError};
 use crate::handover::HandOver;
 use crate::hub::{Hub, Session};
+use crate::notice::Notice;
 use crate::port::{Owner, Pipe, Port};
 use crate::root::Root;
 use crate::{booted, command, configure, exec, kmod, log, machine, mounts, power, root, uevent, unpack};
@@ -45,6 +46,8 @@ struct Guest {
     stage: Stage,
     /// Environment of every command.
     env: BTreeMap<String, String>,
+    /// Where systemd tells of the end of its boot; none where it is no systemd, or an earlier agent listened.
+    notice: Option<Arc<Notice>>,
 }
 
 #[derive(Debug)]
@@ -97,7 +100,7 @@ fn serve(
 ) -> Result<(), StepError> {
     let hub = Hub::new()?;
     let mut port = Port::new(port, pipe, Arc::clone(&hub), restarted)?;
-    let guest = Mutex::new(Guest { stage, env: BTreeMap::new() });
+    let guest = Mutex::new(Guest { stage, env: BTreeMap::new(), notice: None });
     let agent = Arc::new(Agent { hub: Arc::clone(&hub), guest, signals });
     port.serve(&Sessions(Arc::clone(&agent)), agent.signals.as_fd())?;
     hub.end_sessions(None, true, Duration::from_secs(5));
@@ -183,7 +186,10 @@ impl Agent {
                 Err(outcome) => outcome,
             },
             Open::AwaitBoot => match self.in_root() {
-                Ok((init, _)) => booted::serve(session, init),
+                Ok((init, _)) => {
+                    let notice = self.guest().notice.clone();
+                    booted::serve(session, init, notice.as_deref())
+                }
                 Err(outcome) => outcome,
             },
             Open::GrowRoot => match self.in_root() {
@@ -223,7 +229,8 @@ impl Agent {
     fn configure(&self, config: &GuestConfig) -> Outcome {
         let mut guest = self.guest();
         guest.env.clone_from(&config.env);
-        let done = match &mut guest.stage {
+        let Guest { stage, notice, .. } = &mut *guest;
+        let done = match stage {
             Stage::HandedOver(configured) => {
                 let mut again = configured.clone();
                 for result in
@@ -233,7 +240,7 @@ impl Agent {
                 }
                 return Outcome::Configured(again);
             }
-            Stage::Initrd { mounting, pipe } => prepare(mounting, pipe, config),
+            Stage::Initrd { mounting, pipe } => prepare(mounting, pipe, config, notice),
         };
         match done {
             Ok(configured) => {
@@ -257,6 +264,7 @@ fn prepare(
     mounting: &mut Option<JoinHandle<Result<(), StepError>>>,
     pipe: &OwnedFd,
     config: &GuestConfig,
+    notice: &mut Option<Arc<Notice>>,
 ) -> Result<Configured, StepError> {
     match mounting.take().map(JoinHandle::join) {
         Some(Ok(mounted)) => mounted?,
@@ -274,6 +282,13 @@ fn prepare(
     {
         log::warn(error.chain());
         warnings.push(error.chain());
+    }
+    if order.init == GuestInit::Systemd && notice.is_none() {
+        match Notice::listen() {
+            Ok(listens) => *notice = Some(listens),
+            // systemd is then asked now and again.
+            Err(error) => log::warn(error.chain()),
+        }
     }
     if !order.send(pipe)? {
         log::note("pid 1 was handed over before");

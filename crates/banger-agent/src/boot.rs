@@ -12,9 +12,11 @@ use std::process::{Command, Stdio};
 use rustix::mount::mount_move;
 use rustix::system::RebootCommand;
 
+use banger_proto::guest::GuestInit;
+
 use crate::error::{Doing, StepError};
 use crate::handover::HandOver;
-use crate::{exec, kmod, log, mounts, pid1, supervisor};
+use crate::{exec, kmod, log, mounts, notice, pid1, supervisor};
 
 /// Runs as the kernel's first program. Never returns.
 pub(crate) fn run() -> ! {
@@ -81,12 +83,13 @@ fn become_init(order: &HandOver, pipe: io::PipeReader) -> ! {
         power_off()
     };
     // The pipe is close-on-exec. The environment is what the kernel gives its first program, and a PATH.
-    let error = Command::new(program)
-        .env_clear()
-        .env("HOME", "/")
-        .env("TERM", "linux")
-        .env("PATH", exec::DEFAULT_PATH)
-        .exec();
+    let mut init = Command::new(program);
+    init.env_clear().env("HOME", "/").env("TERM", "linux").env("PATH", exec::DEFAULT_PATH);
+    if order.init == GuestInit::Systemd {
+        // Not passed on to services: each gets an environment of its own.
+        init.env("NOTIFY_SOCKET", notice::socket());
+    }
+    let error = init.exec();
     log::fatal(format_args!("cannot execute the image's init {program}: {error}"));
     power_off()
 }

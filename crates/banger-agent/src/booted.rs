@@ -1,39 +1,38 @@
 //! Waiting until the image's own init says that the guest is up.
 //!
-//! systemd: `systemctl is-system-running --wait`, as soon as systemd takes requests. OpenRC: its default run level is
-//! entered, all of the level's services were started. Any other init says nothing of the kind: the guest is up when
-//! the agent answers.
+//! systemd: `systemctl is-system-running`, asked once systemd has told that the boot is over (see [`crate::notice`]).
+//! OpenRC: its default run level is entered, all of the level's services were started. Any other init says nothing of
+//! the kind: the guest is up when the agent answers.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::inotify;
 
 use banger_proto::channel::Stream;
 use banger_proto::guest::{Booted, GuestFailureCode, GuestInit, Outcome, Progress};
 
-use crate::error::{Doing, StepError};
 use crate::hub::Session;
+use crate::notice::Notice;
 use crate::{exec, helper};
 
-/// systemd takes requests of root here, without a message bus (its src/core/dbus.c).
-const SYSTEMD_SOCKET: &str = "/run/systemd/private";
 /// Control groups of the services that run; one appears with each service that starts.
 const SERVICES: &str = "/sys/fs/cgroup/system.slice";
 /// OpenRC's own directory (its librc).
 const OPEN_RC: &str = "/run/openrc";
 /// How often progress is looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// How often a file is looked for whose directory cannot be watched yet.
+/// systemd is asked, without its word that the boot is over, when no service has started for so long; and again and again
+/// by an agent that was started too late to hear it.
+const QUIET: Duration = Duration::from_secs(15);
+/// How often OpenRC's run level is looked at.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Waits, and tells of progress on stream 1.
-pub(crate) fn serve(session: &Session, init: GuestInit) -> Outcome {
+pub(crate) fn serve(session: &Session, init: GuestInit, notice: Option<&Notice>) -> Outcome {
     let waited = match init {
-        GuestInit::Systemd => systemd(session),
+        GuestInit::Systemd => systemd(session, notice),
         GuestInit::Other => open_rc(session),
         GuestInit::Agent => Ok(Booted { failed_units: Vec::new() }),
     };
@@ -42,24 +41,46 @@ pub(crate) fn serve(session: &Session, init: GuestInit) -> Outcome {
 
 type Waited = Result<Booted, banger_proto::guest::GuestFailure>;
 
-fn systemd(session: &Session) -> Waited {
-    until_exists(session, SYSTEMD_SOCKET, "/run/systemd", "/run")?;
-    tell(session, "systemd takes requests");
+fn systemd(session: &Session, notice: Option<&Notice>) -> Waited {
     let mut known = BTreeSet::new();
-    let said = helper::run(&["systemctl", "is-system-running", "--wait"], TICK, || {
-        for service in services().into_iter().filter(|service| !known.contains(service)).collect::<Vec<_>>() {
+    let mut ask_at = Instant::now() + notice.map_or(Duration::ZERO, |_| QUIET);
+    loop {
+        still_wanted(session)?;
+        let told = notice.is_some_and(Notice::has_come);
+        if told || Instant::now() >= ask_at {
+            let said =
+                helper::run(&["systemctl", "is-system-running"], TICK, || session.inbox().end.is_none())?;
+            match said.text.trim() {
+                "running" => return Ok(Booted { failed_units: Vec::new() }),
+                "degraded" => return failed_units().map(|failed_units| Booted { failed_units }),
+                // It takes no requests yet, or is at it.
+                "" | "offline" | "unknown" | "initializing" | "starting" if !told => {
+                    ask_at = Instant::now() + QUIET
+                }
+                state => {
+                    return Err(exec::failure(
+                        GuestFailureCode::System,
+                        format!(
+                            "systemd in the guest says '{}', not that it is running",
+                            state.escape_debug()
+                        ),
+                    ));
+                }
+            }
+        }
+        let started: Vec<_> = services().into_iter().filter(|service| !known.contains(service)).collect();
+        if !started.is_empty() && notice.is_some() {
+            ask_at = Instant::now() + QUIET;
+        }
+        for service in started {
             tell(session, &format!("{service} started"));
             known.insert(service);
         }
-        session.inbox().end.is_none()
-    })?;
-    match said.text.trim() {
-        "running" => Ok(Booted { failed_units: Vec::new() }),
-        "degraded" => failed_units().map(|failed_units| Booted { failed_units }),
-        state => Err(exec::failure(
-            GuestFailureCode::System,
-            format!("systemd in the guest says '{}', not that it is running", state.escape_debug()),
-        )),
+        let mut fds = vec![PollFd::new(session.wake(), PollFlags::IN)];
+        fds.extend(notice.map(|notice| PollFd::new(notice, PollFlags::IN)));
+        // Where it fails the next turn comes at once, and shows what is wrong.
+        let _ = poll(&mut fds, Timespec::try_from(TICK).ok().as_ref());
+        session.wake().clear();
     }
 }
 
@@ -112,41 +133,6 @@ fn open_rc_level(directory: &Path) -> String {
         _ if is("rc.starting") => format!("{level} is being entered"),
         _ => level,
     }
-}
-
-/// Waits for a socket that appears in `directory`, which itself may appear in `above`.
-fn until_exists(
-    session: &Session,
-    path: &str,
-    directory: &str,
-    above: &str,
-) -> Result<(), banger_proto::guest::GuestFailure> {
-    let exists = || std::fs::exists(path).unwrap_or(false);
-    while !exists() {
-        still_wanted(session)?;
-        // The watch is made before the second look: what appears between the two is not missed.
-        let watch = watch(directory).or_else(|_| watch(above)).map_err(|error| exec::system(&error))?;
-        if exists() {
-            break;
-        }
-        let mut fds = [PollFd::new(&watch, PollFlags::IN), PollFd::new(session.wake(), PollFlags::IN)];
-        // The limit covers a /run that systemd mounts over the one that is watched.
-        let limit = Timespec::try_from(TICK).ok();
-        let waited = poll(&mut fds, limit.as_ref()).doing(|| format!("waiting for {path}"));
-        session.wake().clear();
-        if let Err(error) = waited {
-            return Err(exec::system(&error));
-        }
-    }
-    Ok(())
-}
-
-fn watch(directory: &str) -> Result<OwnedFd, StepError> {
-    let doing = || format!("watching {directory}");
-    let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).doing(doing)?;
-    let events = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::ONLYDIR;
-    inotify::add_watch(&fd, directory, events).doing(doing)?;
-    Ok(fd)
 }
 
 fn still_wanted(session: &Session) -> Result<(), banger_proto::guest::GuestFailure> {

@@ -22,6 +22,7 @@ mod kmod;
 mod log;
 mod machine;
 mod mounts;
+mod notice;
 mod pid1;
 mod port;
 mod power;
