@@ -11,8 +11,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use banger_proto::SessionId;
 use banger_proto::channel::{ClientEvent, ClientSession, HostLink, LinkEvent, OUTBOX_TARGET};
-use banger_proto::{SessionId, guest};
+use banger_proto::guest::{GuestConfig, Open};
 
 /// A boot that takes longer is given up.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -153,11 +154,16 @@ pub(crate) fn until_first_byte(machine: &Machine, dir: &Path) -> anyhow::Result<
 }
 
 /// Until systemd says on the console that it has reached this target.
-pub(crate) fn until_target(machine: &Machine, dir: &Path, target: &str) -> anyhow::Result<Duration> {
+pub(crate) fn until_target(
+    machine: &Machine,
+    dir: &Path,
+    config: &GuestConfig,
+    target: &str,
+) -> anyhow::Result<Duration> {
     // The last option wins. Status lines cost this reference a little that banger's own boot does not pay.
     let mut running = machine.start(dir, "systemd.show_status=yes")?;
     let mut port = running.port.take().context("no port")?;
-    configure(&mut port)?;
+    configure(&mut port, config)?;
     let said = format!("Reached target {target}");
     let plain = format!("Reached target \u{1b}[0;1;39m{target}");
     loop {
@@ -171,21 +177,13 @@ pub(crate) fn until_target(machine: &Machine, dir: &Path, target: &str) -> anyho
     }
 }
 
-/// Gives the guest what it waits for before it starts the image's init.
-fn configure(port: &mut UnixStream) -> anyhow::Result<()> {
-    let config = guest::GuestConfig {
-        hostname: "bare".parse().map_err(|error| anyhow::anyhow!("{error}"))?,
-        machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
-        clock_unix_ns: u64::try_from(std::time::UNIX_EPOCH.elapsed()?.as_nanos())?,
-        entropy: "00112233445566778899aabbccddeeff".repeat(2),
-        network: None,
-        authorized_keys: Vec::new(),
-        files: Vec::new(),
-        env: std::collections::BTreeMap::new(),
-        modules_release: None,
-    };
+/// Gives the guest what it waits for before it starts the image's init: what banger gives its own, so that the init of
+/// both has the same to do.
+fn configure(port: &mut UnixStream, like: &GuestConfig) -> anyhow::Result<()> {
+    let clock_unix_ns = u64::try_from(std::time::UNIX_EPOCH.elapsed()?.as_nanos())?;
+    let config = GuestConfig { clock_unix_ns, ..like.clone() };
     let mut link = HostLink::new(nonce(2));
-    let mut session = ClientSession::new(SessionId(7), &guest::Open::Configure(Box::new(config)))?;
+    let mut session = ClientSession::new(SessionId(7), &Open::Configure(Box::new(config)))?;
     port.set_read_timeout(Some(Duration::from_millis(200)))?;
     let start = Instant::now();
     let mut buffer = vec![0; 65536];
