@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use banger_proto::daemon::{Failure, Request, ServiceInfo};
 use banger_proto::{ErrorCode, ErrorReport};
@@ -19,6 +20,11 @@ use crate::ui::Ui;
 pub(crate) struct Client {
     connection: Connection,
 }
+
+/// A daemon that is killed takes connections until the last of its threads is gone: so often, and with such a pause, is
+/// it tried again.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// A failure of a call: told by the daemon, or of the connection itself.
 #[derive(Debug)]
@@ -49,12 +55,21 @@ impl Client {
 
     /// The daemon, started where none runs.
     pub(crate) async fn open(paths: &Paths, ui: Ui) -> Result<Self, CliError> {
-        let mut client = match Self::running(paths).await? {
-            Some(client) => client,
-            None => daemon::start(paths).await?,
-        };
-        client.compare_versions(ui).await?;
-        Ok(client)
+        let mut tries = 1;
+        loop {
+            let mut client = Self::reopen(paths).await?;
+            match client.call::<ServiceInfo>(Request::GetInfo).await {
+                // It was ending when it took the connection, and nothing was asked of it yet.
+                Err(CallError::Lost) if tries < TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                answered => {
+                    compare_versions(&answered?, ui);
+                    return Ok(client);
+                }
+            }
+        }
     }
 
     /// The same without the comparison of versions, for a connection that is made again.
@@ -127,18 +142,16 @@ impl Client {
             }
         }
     }
+}
 
-    async fn compare_versions(&mut self, ui: Ui) -> Result<(), CliError> {
-        let info: ServiceInfo = self.call(Request::GetInfo).await?;
-        let ours = env!("CARGO_PKG_VERSION");
-        if info.version.split_whitespace().next() != Some(ours) {
-            ui.note(format!(
-                "the running daemon is version {}, this is {ours}; 'banger daemon stop' lets the next command start \
-                 the new one (VMs run on)",
-                info.version
-            ));
-        }
-        Ok(())
+fn compare_versions(info: &ServiceInfo, ui: Ui) {
+    let ours = env!("CARGO_PKG_VERSION");
+    if info.version.split_whitespace().next() != Some(ours) {
+        ui.note(format!(
+            "the running daemon is version {}, this is {ours}; 'banger daemon stop' lets the next command start \
+             the new one (VMs run on)",
+            info.version
+        ));
     }
 }
 

@@ -200,6 +200,16 @@ fn a_missing_kernel_is_pulled_and_a_lost_job_is_followed_on() {
 }
 
 #[test]
+fn a_daemon_that_ends_when_it_is_called_is_called_again() {
+    let world = World::new();
+    world.fake.state.lock().unwrap().ending = 3;
+    let output = world.run(&["vm", "create"]);
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{err}");
+    assert_eq!((world.calls("GetInfo"), world.calls("VmCreate")), (1, 1));
+}
+
+#[test]
 fn an_interrupt_while_it_boots_cancels_and_deletes() {
     use rustix::process::{Pid, Signal, kill_process};
     for (args, status, deletes) in

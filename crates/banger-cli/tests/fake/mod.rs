@@ -44,6 +44,8 @@ pub(crate) struct State {
     pub(crate) cancelled: bool,
     /// The connection is cut after the first event of a job, once.
     pub(crate) cut_job: bool,
+    /// So many connections are closed at their first call, as by a daemon that is being killed.
+    pub(crate) ending: u32,
     /// Connections that sessions had.
     pub(crate) attached: usize,
     /// What `Unpack` received.
@@ -113,7 +115,14 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
     while let Some((call, mut fds)) = receive(stream) {
         let method = call["method"].as_str().unwrap().rsplit('.').next().unwrap().to_owned();
         let parameters = call["parameters"].clone();
-        state.lock().unwrap().calls.push(method.clone());
+        {
+            let mut state = state.lock().unwrap();
+            if state.ending > 0 {
+                state.ending -= 1;
+                return;
+            }
+            state.calls.push(method.clone());
+        }
         let key = json!({"id": "0123456789ab", "name": "box"});
         let gone = json!({"error": "dev.banger.Daemon.Failed", "parameters":
             {"code": "not_found", "message": "there is no such VM"}});
