@@ -106,7 +106,9 @@ fn get(world: &World, address: &str, port: u16) -> anyhow::Result<Ran> {
 fn greeted(world: &World) -> anyhow::Result<()> {
     let greeting = get(world, OUTSIDE, 8080)?;
     let said = greeting.text();
-    ensure!(said == "the-greeting", "nothing outside answers: {said} {}", greeting.stderr);
+    // passt sends again what a guest that forges segments did not acknowledge: more than once is an answer too.
+    let greets = !said.is_empty() && said.lines().all(|line| line == "the-greeting");
+    ensure!(greets, "nothing outside answers: {said} {}", greeting.stderr);
     Ok(())
 }
 
