@@ -1,7 +1,8 @@
-//! A systemd scope of its own for each VM's processes, where the user's systemd runs.
+//! A systemd scope of its own for the daemon and for each VM's processes, where the user's systemd runs.
 //!
 //! Without one they are in the scope of the terminal or service that the daemon was started from, and end with it where
-//! logind kills a user's processes. The processes have a session of their own in any case.
+//! logind kills a user's processes. The processes have a session of their own in any case, and without systemd that is
+//! all they need.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,6 +10,9 @@ use std::time::Duration;
 use banger_proto::VmId;
 use banger_sys::command::{self, CommandError, Program};
 use banger_sys::env;
+
+/// How long the daemon waits for its scope before it says that it is ready.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The user's systemd.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +34,21 @@ impl UserSystemd {
         there.then(|| Self { runtime_dir: runtime_dir.to_owned() })
     }
 
-    /// Moves processes into a new scope. Blocks until systemd has taken the call, which is some milliseconds.
-    pub fn start_scope(&self, unit: &str, description: &str, pids: &[u32]) -> Result<(), CommandError> {
+    /// Moves processes into a new scope. One that they do not get is a warning in the log: they run all the same.
+    pub async fn move_into(self, unit: String, description: String, pids: Vec<u32>) {
+        let scope = unit.clone();
+        let moved = tokio::task::spawn_blocking(move || self.start_scope(&unit, &description, &pids)).await;
+        match moved {
+            Ok(Ok(())) => tracing::debug!(scope, "started"),
+            Ok(Err(error)) => {
+                tracing::warn!(scope, error = %banger_proto::error::chain(&error).join(": "), "not started")
+            }
+            Err(error) => tracing::warn!(scope, %error, "not started"),
+        }
+    }
+
+    /// Blocks until systemd has taken the call, which is some milliseconds.
+    fn start_scope(&self, unit: &str, description: &str, pids: &[u32]) -> Result<(), CommandError> {
         Program::new("busctl")?
             .env(env::XDG_RUNTIME_DIR, &self.runtime_dir)
             .env("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}", self.runtime_dir.join("bus").display()))
@@ -40,6 +57,31 @@ impl UserSystemd {
             .run()
             .map(drop)
     }
+}
+
+/// Gives this daemon a scope of its own, unless systemd runs it as a unit already. Ready when systemd has taken the call,
+/// and after [`PATIENCE`] in any case: a systemd that does not answer holds up no daemon.
+pub async fn for_this_daemon() {
+    let pid = std::process::id();
+    if is_a_unit(env::var(env::SYSTEMD_EXEC_PID).as_deref(), pid) {
+        return;
+    }
+    let Some(systemd) = UserSystemd::detect() else { return };
+    let moving = tokio::spawn(systemd.move_into(daemon_unit(pid), "banger's daemon".to_owned(), vec![pid]));
+    if tokio::time::timeout(PATIENCE, moving).await.is_err() {
+        tracing::warn!(scope = daemon_unit(pid), "systemd takes its time; not waited for");
+    }
+}
+
+/// Whether systemd started this very process, not one of its parents (systemd.exec(5)). It follows its main process by
+/// the control group, so that one has to stay.
+fn is_a_unit(exec_pid: Option<&str>, pid: u32) -> bool {
+    exec_pid.and_then(|exec_pid| exec_pid.parse().ok()) == Some(pid)
+}
+
+/// The scope of a daemon. Not one per state directory: what an earlier daemon left in its own keeps that name in use.
+fn daemon_unit(pid: u32) -> String {
+    format!("banger-daemon-{pid}.scope")
 }
 
 /// The scope of a VM's processes.
@@ -94,6 +136,15 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_has_a_scope_of_its_own_unless_it_is_a_unit() {
+        let call = call(&daemon_unit(41), "banger's daemon", &[41]).join(" ");
+        assert!(call.contains(" banger-daemon-41.scope replace ") && call.ends_with(" PIDs au 1 41 0"));
+        // A terminal that is a unit hands its variable down to the daemon.
+        assert!(!is_a_unit(None, 41) && !is_a_unit(Some("40"), 41) && !is_a_unit(Some("x"), 41));
+        assert!(is_a_unit(Some("41"), 41));
+    }
+
+    #[test]
     fn systemd_is_detected_by_its_sockets() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(UserSystemd::in_dir(dir.path()), None);
@@ -107,8 +158,10 @@ mod tests {
     #[test]
     fn a_process_moves_into_its_scope() {
         let Some(systemd) = UserSystemd::detect() else {
-            println!("not run: there is no systemd --user here");
-            return;
+            return testkit::not_run(
+                "scope::a_process_moves_into_its_scope",
+                "no user manager of systemd with a session bus",
+            );
         };
         let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
         let unit = format!("banger-test-{}.scope", child.id());

@@ -1,7 +1,7 @@
 //! The daemon's own life: lock, log, services, socket; and the end of it.
 //!
 //! ```text
-//! directories -> lock -> log -> ports -> services (reconcile, adopt) -> socket -> serve ... -> close
+//! directories -> lock -> log -> ports -> services (reconcile, adopt), scope -> socket -> serve ... -> close
 //! ```
 //!
 //! The socket appears last, so a client that can connect talks to a daemon that knows what is true.
@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use crate::lock::{DaemonLock, LockError};
 use crate::rpc::{self, Api, RpcError};
+use crate::scope;
 use crate::service::{Ports, Services};
 
 /// Why the daemon did not start, or ended.
@@ -87,7 +88,8 @@ async fn serve(
     let mut hangup = signal(SignalKind::hangup()).map_err(ServerError::Runtime)?;
     let ports = ports(&paths, config).map_err(ServerError::Services)?;
     let socket = paths.socket();
-    let services = Services::open(paths, ports).await.map_err(ServerError::Services)?;
+    let (services, ()) = tokio::join!(Services::open(paths, ports), scope::for_this_daemon());
+    let services = services.map_err(ServerError::Services)?;
     let listener = rpc::bind(&socket)?;
     info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "ready");
     let api = Arc::new(Api::new(services.clone(), stop.clone()));

@@ -8,6 +8,8 @@ pub const XDG_STATE_HOME: &str = "XDG_STATE_HOME";
 pub const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
 /// Base of the user's configuration (XDG Base Directory Specification).
 pub const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
+/// The process that systemd started as a unit: the reader, or a parent of it (systemd.exec(5)).
+pub const SYSTEMD_EXEC_PID: &str = "SYSTEMD_EXEC_PID";
 /// The user's home.
 pub const HOME: &str = "HOME";
 /// Replaces the runtime directory.

@@ -183,12 +183,7 @@ impl Start<'_> {
         let Some(systemd) = self.qemu.systemd.clone() else { return };
         let pids: Vec<u32> = records.iter().map(|(_, record)| record.pid).collect();
         let (unit, text) = (scope::vm_unit(&self.launch.vm), format!("banger VM {}", self.launch.name));
-        let moved = tokio::task::spawn_blocking(move || systemd.start_scope(&unit, &text, &pids)).await;
-        match moved {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the VM has no scope of its own"),
-            Err(error) => tracing::warn!(%error, "the VM has no scope of its own"),
-        }
+        systemd.move_into(unit, text, pids).await;
     }
 
     fn open(
