@@ -15,6 +15,9 @@ use crate::daemon;
 use crate::error::CliError;
 use crate::ui::Ui;
 
+/// The daemon's first answer asks nothing of it but that it runs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A connection to the daemon.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -58,7 +61,8 @@ impl Client {
         let mut tries = 1;
         loop {
             let mut client = Self::reopen(paths).await?;
-            match client.call::<ServiceInfo>(Request::GetInfo).await {
+            let asked = tokio::time::timeout(PATIENCE, client.call::<ServiceInfo>(Request::GetInfo)).await;
+            match asked.map_err(|_| silent(paths))? {
                 // It was ending when it took the connection, and nothing was asked of it yet.
                 Err(CallError::Lost) if tries < TRIES => {
                     tries += 1;
@@ -155,6 +159,14 @@ fn compare_versions(info: &ServiceInfo, ui: Ui) {
     }
 }
 
+fn silent(paths: &Paths) -> CliError {
+    ErrorReport::new(ErrorCode::Internal, "the daemon does not answer")
+        .cause(format!("it listens at {} and said nothing for a minute", paths.socket().display()))
+        .hint(format!("its log: {}", paths.log().display()))
+        .hint("if it hangs: end it with kill, and the next command starts another one (VMs run on)")
+        .into()
+}
+
 fn lost_or_strange(error: &Error) -> CallError {
     match error {
         Error::Io(_) | Error::UnexpectedEof | Error::SocketRead | Error::SocketWrite => CallError::Lost,
@@ -197,5 +209,23 @@ pub(crate) async fn connect(socket: &Path) -> Result<Option<Client>, CliError> {
             format!("cannot connect to the daemon at {}", socket.display()),
             &error,
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_says_nothing_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let (runtime, state, cache) = (dir.join("run"), dir.join("state"), dir.join("cache"));
+        let paths = Paths { runtime, state, cache, config: dir.join("config.toml") };
+        paths.prepare().unwrap();
+        let _silent = std::os::unix::net::UnixListener::bind(paths.socket()).unwrap();
+        let said = format!("{:?}", Client::open(&paths, Ui::new()).await.unwrap_err());
+        assert!(said.contains("the daemon does not answer"), "{said}");
+        assert!(said.contains(&paths.log().display().to_string()), "{said}");
     }
 }

@@ -1,20 +1,22 @@
 //! Starting `bangerd` where none answers.
 //!
 //! Whoever comes first wins: the daemon itself takes a lock, so of two that two command lines start at the same moment one
-//! ends quietly, and both command lines connect to the other.
+//! ends quietly, and both command lines connect to the other. While somebody holds the lock a daemon may still answer; when
+//! ours has ended and nobody does, none will, and nobody waits for it.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use banger_proto::{ErrorCode, ErrorReport};
 use banger_sys::paths::Paths;
 use banger_sys::spawn::{Program, Session, Spawn, Spawned};
 use banger_sys::{command, env};
-use rustix::fs::inotify;
+use rustix::fs::{FlockOperation, flock, inotify};
+use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
@@ -48,11 +50,14 @@ pub(crate) fn executable() -> Result<PathBuf, CliError> {
 
 /// Starts the daemon in a session of its own and waits until it, or another that was quicker, answers.
 pub(crate) async fn start(paths: &Paths) -> Result<Client, CliError> {
-    let executable = executable()?;
+    start_program(paths, &executable()?).await
+}
+
+async fn start_program(paths: &Paths, executable: &Path) -> Result<Client, CliError> {
     paths.prepare().map_err(|error| {
         CliError::caused_by(ErrorCode::PermissionDenied, "cannot make the daemon's directories", &error)
     })?;
-    let failed = |error: rustix::io::Errno| io_error("cannot watch for the daemon's socket")(error.into());
+    let failed = |error: Errno| io_error("cannot watch for the daemon's socket")(error.into());
     let watch =
         inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(failed)?;
     inotify::add_watch(
@@ -64,7 +69,7 @@ pub(crate) async fn start(paths: &Paths) -> Result<Client, CliError> {
     let watch = signals::readable(watch).map_err(io_error("cannot watch for the daemon's socket"))?;
 
     let log_end = std::fs::metadata(paths.log()).map_or(0, |meta| meta.len());
-    let Spawned { pidfd, .. } = spawn(paths, &executable)?;
+    let Spawned { pid, pidfd } = spawn(paths, executable)?;
     let ended = signals::readable(pidfd).map_err(io_error("cannot watch the daemon"))?;
     let deadline = Instant::now() + DEADLINE;
     let mut lives = true;
@@ -72,8 +77,18 @@ pub(crate) async fn start(paths: &Paths) -> Result<Client, CliError> {
         if let Some(client) = client::connect(&paths.socket()).await? {
             return Ok(client);
         }
+        if !lives && !is_held(&paths.lock())? {
+            let why = "it ended with status 0 before it answered, and no other one runs";
+            return Err(no_start(paths, log_end, why));
+        }
         if Instant::now() >= deadline {
-            return Err(no_start(paths, log_end, "it did not answer within a minute"));
+            let which = if lives {
+                format!("process {}", pid.as_raw_nonzero())
+            } else {
+                "another bangerd".to_owned()
+            };
+            let why = format!("{which} runs and did not answer within a minute");
+            return Err(no_start(paths, log_end, &why));
         }
         tokio::select! {
             ready = watch.readable() => {
@@ -96,13 +111,29 @@ pub(crate) async fn start(paths: &Paths) -> Result<Client, CliError> {
     }
 }
 
+/// Whether a daemon has the lock of the runtime directory, which it takes before all else and keeps to its end. One that
+/// starts and finds it held by this look, looks again.
+fn is_held(lock: &Path) -> Result<bool, CliError> {
+    let failed = || io_error(format!("cannot tell whether a daemon holds {}", lock.display()));
+    let file = match std::fs::OpenOptions::new().read(true).open(lock) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(failed()(error)),
+    };
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(failed()(error.into())),
+    }
+}
+
 fn drain(watch: &AsyncFd<OwnedFd>) {
     let mut buffer = [0u8; 4096];
     // Only that something happened matters; the socket itself is asked next.
     while rustix::io::read(watch.get_ref(), &mut buffer).is_ok_and(|read| read > 0) {}
 }
 
-fn spawn(paths: &Paths, executable: &std::path::Path) -> Result<Spawned, CliError> {
+fn spawn(paths: &Paths, executable: &Path) -> Result<Spawned, CliError> {
     let doing = || format!("cannot start {}", executable.display());
     let text = |bytes: &[u8]| {
         CString::new(bytes).map_err(|error| CliError::caused_by(ErrorCode::InvalidInput, doing(), &error))
@@ -160,5 +191,38 @@ fn read_from(paths: &Paths, offset: u64) -> String {
         Ok(_) => command::last_lines(&String::from_utf8_lossy(&text), 8),
         // The report names the file; that it cannot be read shows there.
         Err(_) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn paths(dir: &Path) -> Paths {
+        Paths {
+            runtime: dir.join("run"),
+            state: dir.join("state"),
+            cache: dir.join("cache"),
+            config: dir.join("config.toml"),
+        }
+    }
+
+    /// A minute of the clock that tokio stops while nothing happens, and much less of anybody's time.
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_hangs_is_waited_for_a_minute() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = paths(dir.path());
+        let program = dir.path().join("bangerd");
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+        std::fs::write(&program, format!("#!/bin/sh\nread x <{}\n", pipe.display())).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let error = start_program(&paths, &program).await.unwrap_err();
+        let said = format!("{error:?}");
+        assert!(said.contains("runs and did not answer within a minute"), "{said}");
+        assert!(said.contains(&format!("the whole log: {}", paths.log().display())), "{said}");
+        // Opens when the program does, and by closing ends it.
+        drop(std::fs::OpenOptions::new().write(true).open(&pipe).unwrap());
     }
 }

@@ -107,6 +107,33 @@ fn input_arrives_whole() {
     }
 }
 
+/// Ours ends, because another one has the lock: that one is about to answer.
+#[test]
+fn the_winner_of_the_race_for_the_lock_is_waited_for() {
+    use rustix::fs::{FlockOperation, flock};
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    std::fs::DirBuilder::new().mode(0o700).create(&run).unwrap();
+    let lock = std::fs::File::create(run.join("bangerd.lock")).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let (loser, ended) = (dir.path().join("bangerd"), dir.path().join("ended"));
+    std::fs::write(&loser, format!("#!/bin/sh\n: >{}\n", ended.display())).unwrap();
+    std::fs::set_permissions(&loser, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut exec = environment::banger(dir.path(), &["vm", "exec", "box", "--", "exit", "7"]);
+    let mut exec = exec.env("BANGER_DAEMON", &loser).stderr(Stdio::piped()).spawn().unwrap();
+    while !ended.exists() {
+        assert_eq!(exec.try_wait().unwrap(), None, "it ended before its daemon");
+        std::thread::yield_now();
+    }
+    // It looks every 20 ms. A test that is quicker than that passes and has seen less.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let fake = Fake::start(&run);
+    fake.state.lock().unwrap().exists = true;
+    let output = exec.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn the_first_signal_goes_to_the_command() {
     let world = World::new();

@@ -166,3 +166,17 @@ fn a_daemon_that_fails_is_quoted_and_inherits_nothing() {
     assert!(err.contains("it ended with status 3") && err.contains("no luck at all"), "{err}");
     assert!(!err.lines().any(|line| line.trim() == "7"), "{err}");
 }
+
+#[test]
+fn a_daemon_that_ends_well_and_answers_nobody_is_not_waited_for() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = dir.path().join("bangerd");
+    std::fs::write(&daemon, "#!/bin/sh\necho this is no daemon >&2\n").unwrap();
+    std::fs::set_permissions(&daemon, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let output = banger(dir.path(), &["vm", "list"]).env("BANGER_DAEMON", &daemon).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("it ended with status 0 before it answered, and no other one runs"), "{err}");
+    assert!(err.contains("this is no daemon") && err.contains("/state/bangerd.log"), "{err}");
+}
