@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod gate;
+mod other_user;
 mod reused_pid;
 
 use std::process::Command;
