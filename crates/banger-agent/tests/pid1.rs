@@ -16,11 +16,11 @@ fn namespace() -> Command {
     command
 }
 
-/// Runs a script as the first child of pid 1 in `dir`; `None` where namespaces are not permitted.
-fn run(dir: &Path, script: &str) -> Option<(ExitStatus, String)> {
+/// Runs a test's script as the first child of pid 1 in `dir`; `None` where namespaces are not permitted.
+fn run(test: &str, dir: &Path, script: &str) -> Option<(ExitStatus, String)> {
     let possible = namespace().arg("true").output().is_ok_and(|output| output.status.success());
     if !possible {
-        eprintln!("not run: pid namespaces are not permitted here");
+        testkit::not_run(&format!("pid1: {test}"), "pid namespaces are not permitted here");
         return None;
     }
     let agent = env!("CARGO_BIN_EXE_banger-agent");
@@ -39,7 +39,7 @@ fn a_thousand_orphans_are_reaped() {
     let script = "i=0; while [ $i -lt 1000 ]; do (exec true & exec true &) ; i=$((i+1)); done
         while grep -q '^State:.Z' /proc/[0-9]*/status 2>/dev/null; do sleep 0.05; done
         echo clean; kill -USR2 1; sleep 100";
-    let Some((status, text)) = run(dir.path(), script) else { return };
+    let Some((status, text)) = run("a_thousand_orphans_are_reaped", dir.path(), script) else { return };
     assert_eq!((text.as_str(), status.signal()), ("clean\n", POWER_OFF));
 }
 
@@ -51,7 +51,9 @@ fn a_daemon_that_forked_twice_belongs_to_pid_1() {
         cat done; kill -INT 1; sleep 100";
     // grep's own parent is the daemon's shell, whose parent is what counts.
     let script = script.replace("grep PPid: /proc/self/status", "grep PPid: /proc/$$/status");
-    let Some((status, text)) = run(dir.path(), &script) else { return };
+    let Some((status, text)) = run("a_daemon_that_forked_twice_belongs_to_pid_1", dir.path(), &script) else {
+        return;
+    };
     assert_eq!((text.as_str(), status.signal()), ("PPid:\t1\n", RESTART));
 }
 
@@ -63,7 +65,7 @@ fn every_process_group_is_asked_to_end() {
         done
         while [ ! -e a.ready ] || [ ! -e b.ready ] || [ ! -e c.ready ]; do sleep 0.05; done
         kill -TERM 1; sleep 100";
-    let Some((status, _)) = run(dir.path(), script) else { return };
+    let Some((status, _)) = run("every_process_group_is_asked_to_end", dir.path(), script) else { return };
     assert_eq!(status.signal(), RESTART);
     for name in ["a", "b", "c"] {
         let ended = std::fs::read_to_string(dir.path().join(format!("{name}.ended")));
@@ -78,6 +80,8 @@ fn a_stuck_process_does_not_hold_the_shutdown_up() {
         setsid sh -c 'kill -STOP $$' &
         while [ ! -e ready ]; do sleep 0.05; done
         kill -USR1 1; sleep 100";
-    let Some((status, _)) = run(dir.path(), script) else { return };
+    let Some((status, _)) = run("a_stuck_process_does_not_hold_the_shutdown_up", dir.path(), script) else {
+        return;
+    };
     assert_eq!(status.signal(), POWER_OFF);
 }

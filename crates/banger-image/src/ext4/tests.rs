@@ -327,10 +327,10 @@ fn odd_archive() -> Vec<u8> {
         .end()
 }
 
-/// What debugfs says about an image; `None`, and a note, where there is no debugfs.
+/// What debugfs says about an image; `None` where there is no debugfs, which is told.
 fn debugfs(image: &Path, request: &str) -> Option<String> {
     let Ok(program) = Program::new("debugfs") else {
-        println!("not run: debugfs is not installed");
+        testkit::not_run("ext4: what debugfs reads", "debugfs is not installed");
         return None;
     };
     let output = program.args(["-R", request]).arg(image).run().unwrap();
@@ -340,7 +340,7 @@ fn debugfs(image: &Path, request: &str) -> Option<String> {
 #[test]
 fn e2fsck_finds_nothing_to_mend() {
     let Ok(program) = Program::new("e2fsck") else {
-        return println!("not run: e2fsck is not installed");
+        return testkit::not_run("ext4: e2fsck_finds_nothing_to_mend", "e2fsck is not installed");
     };
     let (_dir, store) = store();
     let image = import_tar(&store, &odd_archive()[..], "test", &Silent).unwrap();
@@ -468,12 +468,13 @@ fn add_xattrs(root: &Path) -> rustix::io::Result<()> {
 /// The oracle: a tree with everything odd, through GNU tar and the importer, mounted, entry by entry.
 #[test]
 fn the_mounted_image_equals_the_tree() {
+    let not_run = |why: &str| testkit::not_run("ext4: the_mounted_image_equals_the_tree", why);
     let tools = ["mount", "umount", "tar", "e2fsck"];
     if let Some(tool) = tools.iter().find(|tool| Program::new(tool).is_err()) {
-        return println!("not run: {tool} is not installed");
+        return not_run(&format!("{tool} is not installed"));
     }
     if !rustix::process::geteuid().is_root() {
-        return println!("not run: mounting needs root");
+        return not_run("mounting needs root");
     }
     let (dir, store) = store();
     let root = dir.path().join("root");
@@ -481,10 +482,10 @@ fn the_mounted_image_equals_the_tree() {
     fs::create_dir(&root).unwrap();
     fs::create_dir(&mounted).unwrap();
     if let Err(error) = Program::new("sh").unwrap().args(["-c", MAKE_ODD_ROOT, "sh"]).arg(&root).run() {
-        return println!("not run: this file system does not hold the odd tree: {error}");
+        return not_run(&format!("this file system does not hold the odd tree: {error}"));
     }
     if let Err(error) = add_xattrs(&root) {
-        return println!("not run: this file system does not hold extended attributes: {error}");
+        return not_run(&format!("this file system does not hold extended attributes: {error}"));
     }
     for sparse in [&[][..], &["--sparse", "--sparse-version=1.0"], &["--sparse", "--sparse-version=0.1"]] {
         let tar = dir.path().join("root.tar");
@@ -495,7 +496,7 @@ fn the_mounted_image_equals_the_tree() {
         Program::new("e2fsck").unwrap().arg("-fn").arg(image.path()).run().unwrap();
         let mount = Program::new("mount").unwrap().args(["-o", "loop,ro,noload"]).arg(image.path());
         if let Err(error) = mount.arg(&mounted).run() {
-            return println!("not run: loop mounts do not work here: {error}");
+            return not_run(&format!("loop mounts do not work here: {error}"));
         }
         let found = walk(&mounted);
         Program::new("umount").unwrap().arg(&mounted).run().unwrap();

@@ -15,11 +15,11 @@ Maintainer: test <test@example.org>
 Description: test
 ";
 
-/// Why a package with these files is refused; afterwards the store has nothing. `None`, and a note, where the
-/// programs are missing.
+/// Why a package with these files is refused; afterwards the store has nothing. `None` where the programs for
+/// that are missing, which is told.
 fn refused(fill: impl FnOnce(&Path), damage: impl FnOnce(&Path)) -> Option<String> {
     let (Ok(dpkg_deb), Ok(depmod)) = (Program::new("dpkg-deb"), Program::new("depmod")) else {
-        println!("not run: dpkg-deb or depmod is not installed");
+        testkit::not_run("kernel: packages that are refused", "dpkg-deb or depmod is not installed");
         return None;
     };
     let dir = tempfile::tempdir().unwrap();
