@@ -91,6 +91,20 @@ pub fn test(name: &str, body: impl FnOnce(&mut World) -> anyhow::Result<()>) -> 
     })
 }
 
+/// Runs a test in a world of its own without namespaces, for what cannot be seen from inside. Others change the machine
+/// meanwhile, so its end is judged by its own VMs and daemon alone.
+pub fn test_outside(name: &str, body: impl FnOnce(&mut World) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let runtime = std::env::temp_dir().join(format!("banger-test-{}", std::process::id()));
+    let mut world = World::at(&cache::root()?.join("run").join(name), &runtime)?;
+    let tested = body(&mut world);
+    let stopped = world.delete_all().and_then(|()| world.ok(&["daemon", "stop"]));
+    tested.and(stopped.map(drop)).map_err(|error| anyhow::anyhow!("{error:#}\n{}", world.logs()))?;
+    for dir in [&world.dir, &world.runtime] {
+        fs::remove_dir_all(dir).context("removing the test's directory")?;
+    }
+    Ok(())
+}
+
 impl World {
     fn new(name: &str) -> anyhow::Result<Self> {
         let world = Self::at(&cache::root()?.join("run").join(name), Path::new("/run/banger-test"))?;
@@ -253,7 +267,7 @@ impl World {
     }
 
     /// Waits until something is so.
-    pub fn until(&self, what: &str, so: impl Fn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    pub fn until(&self, what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(90);
         while !so()? {
             ensure!(Instant::now() < deadline, "waited in vain until {what}");

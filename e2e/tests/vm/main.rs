@@ -1,11 +1,12 @@
 //! Tests with real virtual machines. Each runs in namespaces and a world of its own and ends with a leak check.
 //!
-//! On a machine that cannot run them they are listed as ignored and named as *not run*.
+//! What a machine cannot run is listed as ignored and named as *not run*.
 
 mod contract;
 mod daemon;
 mod exec;
 mod guest;
+mod host;
 mod identity;
 mod network;
 mod pid1;
@@ -21,6 +22,8 @@ use e2e::{isolate, world};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Body = fn(&mut world::World) -> anyhow::Result<()>;
+/// Why the machine cannot run a test, beyond what keeps it from running any.
+type Need = fn() -> Option<String>;
 
 fn main() -> ExitCode {
     let other = match std::env::args().nth(1).as_deref() {
@@ -40,7 +43,6 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two cores and software emulation: more at once only makes each slower.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2).min(2));
-    let why_not = isolate::why_not();
     let all: Vec<(&'static str, Body)> = [
         run::TESTS,
         exec::TESTS,
@@ -54,28 +56,37 @@ fn main() -> ExitCode {
         trouble::TESTS,
         user::TESTS,
         contract::TESTS,
+        host::TESTS,
     ]
     .concat();
-    if let Some(why) = &why_not
-        && !arguments.ignored
-    {
-        for (name, _) in &all {
+    let needs = [refuse::NEEDS, user::NEEDS, host::NEEDS].concat();
+    let no_vms = isolate::why_not();
+    let why_not = |name: &str| {
+        let need = needs.iter().find(|(of, _)| *of == name);
+        no_vms.clone().or_else(|| need.and_then(|(_, why_not)| why_not()))
+    };
+    let only = arguments.filter.clone().filter(|_| arguments.exact);
+    let mut trials = Vec::new();
+    for (name, body) in all.into_iter().filter(|(name, _)| only.as_deref().is_none_or(|only| only == *name)) {
+        let why_not = why_not(name);
+        if let Some(why) = &why_not
+            && !arguments.ignored
+        {
             testkit::not_run(name, why);
         }
+        // A runner that asks for one test by name saw it listed as one that runs: what is in the way came since, and
+        // running nothing would count as passed.
+        let ignored = why_not.is_some() && (arguments.list || !arguments.exact);
+        let test = move || match why_not {
+            Some(why) => Err(Failed::from(format!("cannot run any more: {why}"))),
+            None if name == host::SCOPES => world::test_outside(name, body).map_err(failed),
+            None => world::test(name, body).map_err(failed),
+        };
+        trials.push(Trial::test(name, test).with_ignored_flag(ignored));
     }
-    // A runner that asks for one test by name saw it listed as one that runs: what is in the way came since, and
-    // running nothing would count as passed.
-    let ignored = why_not.is_some() && (arguments.list || !arguments.exact);
-    let trials = all
-        .into_iter()
-        .map(|(name, body)| {
-            let why_not = why_not.clone();
-            let test = move || match why_not {
-                Some(why) => Err(Failed::from(format!("cannot run any more: {why}"))),
-                None => world::test(name, body).map_err(|error| Failed::from(format!("{error:#}"))),
-            };
-            Trial::test(name, test).with_ignored_flag(ignored)
-        })
-        .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn failed(error: anyhow::Error) -> Failed {
+    Failed::from(format!("{error:#}"))
 }

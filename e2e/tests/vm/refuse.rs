@@ -1,5 +1,7 @@
 //! Bad input: refused in one sentence with a hint, and nothing is left behind.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -7,7 +9,7 @@ use e2e::world::{Ran, SMALL, World};
 use e2e::{KERNEL, TINY};
 use testkit::leaks;
 
-use crate::Body;
+use crate::{Body, Need, user};
 
 pub(crate) const TESTS: &[(&str, Body)] = &[
     ("refuse_bad_input", bad_input),
@@ -15,6 +17,7 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("refuse_foreign_runtime_directory", foreign_runtime),
     ("refuse_newer_store", newer_store),
 ];
+pub(crate) const NEEDS: &[(&str, Need)] = &[("refuse_foreign_runtime_directory", no_foreign_directory)];
 
 /// An error that says this, and something to do next.
 fn refused(ran: &Ran, status: i32, says: &str) -> anyhow::Result<()> {
@@ -130,28 +133,33 @@ fn broken_vmm(world: &mut World) -> anyhow::Result<()> {
 }
 
 fn foreign_runtime(world: &mut World) -> anyhow::Result<()> {
-    let dir = "/run/foreign";
-    std::fs::create_dir(dir)?;
-    let chowned = std::os::unix::fs::chown(dir, Some(65534), None);
-    if let Err(error) = chowned {
-        testkit::not_run("refuse_foreign_runtime_directory", &format!("no second user id here: {error}"));
-    } else {
-        world.env = vec![("BANGER_RUNTIME_DIR".to_owned(), dir.to_owned())];
-        refused(&world.run(&["vm", "list"])?, FAILURE, "belongs to user id 65534")?;
-        refused(&world.run(&["vm", "run", "--rm", "--", "true"])?, OURS, dir)?;
-        std::os::unix::fs::chown(dir, Some(0), None)?;
-        std::os::unix::fs::symlink("/run", "/run/link")?;
-        world.env = vec![("BANGER_RUNTIME_DIR".to_owned(), "/run/link".to_owned())];
-        refused(
-            &world.run(&["vm", "list"])?,
-            FAILURE,
-            "/run/link is not safe to use: it is a symbolic link",
-        )?;
-        std::fs::remove_file("/run/link")?;
-        world.env.clear();
-    }
-    std::fs::remove_dir(dir)?;
+    let made = Path::new("/run/foreign");
+    std::fs::create_dir(made)?;
+    let given = std::os::unix::fs::chown(made, Some(65534), None).is_ok();
+    let dir = if given { Some(made.to_owned()) } else { of_another_user() };
+    let dir = dir.as_ref().and_then(|dir| dir.to_str()).context("no directory of another user")?;
+    world.env = vec![("BANGER_RUNTIME_DIR".to_owned(), dir.to_owned())];
+    refused(&world.run(&["vm", "list"])?, FAILURE, "belongs to user id 65534")?;
+    refused(&world.run(&["vm", "run", "--rm", "--", "true"])?, OURS, dir)?;
+    std::fs::remove_dir(made)?;
+    std::os::unix::fs::symlink("/run", "/run/link")?;
+    world.env = vec![("BANGER_RUNTIME_DIR".to_owned(), "/run/link".to_owned())];
+    let says = "/run/link is not safe to use: it is a symbolic link";
+    refused(&world.run(&["vm", "list"])?, FAILURE, says)?;
+    std::fs::remove_file("/run/link")?;
+    world.env.clear();
     Ok(())
+}
+
+/// A directory of the machine's own: where this test has one user id alone, root's outside is nobody's inside.
+fn of_another_user() -> Option<PathBuf> {
+    let me = rustix::process::geteuid().as_raw();
+    let foreign = |dir: &PathBuf| std::fs::metadata(dir).is_ok_and(|meta| meta.uid() != me);
+    ["/usr", "/", "/sys"].map(PathBuf::from).into_iter().find(foreign)
+}
+
+fn no_foreign_directory() -> Option<String> {
+    of_another_user().map_or_else(user::no_second_user, |_| None)
 }
 
 fn newer_store(world: &mut World) -> anyhow::Result<()> {

@@ -8,14 +8,22 @@ use anyhow::{Context, ensure};
 use e2e::world::{Ran, SMALL, World, find, finish};
 use e2e::{cache, isolate};
 
-use crate::Body;
+use crate::{Body, Need};
 
 pub(crate) const TESTS: &[(&str, Body)] =
     &[("user_is_not_root", ordinary), ("user_installs_and_uninstalls", install_and_uninstall)];
+pub(crate) const NEEDS: &[(&str, Need)] = &[("user_is_not_root", no_second_user)];
 
 /// Nobody's on any machine.
 const UID: u32 = 54_321;
 const HOME: &str = "/run/ordinary";
+
+/// Without root outside the test's namespaces they have this user alone.
+pub(crate) fn no_second_user() -> Option<String> {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let all = map.split_whitespace().nth(2) == Some("4294967295");
+    (!all || !rustix::process::geteuid().is_root()).then(|| "no second user id here".to_owned())
+}
 
 /// `banger` as the ordinary user, in a clean environment with these variables.
 fn run(more: &[(&str, &str)], args: &[&str]) -> anyhow::Result<Ran> {
@@ -38,10 +46,6 @@ fn pid(more: &[(&str, &str)]) -> anyhow::Result<i64> {
 }
 
 fn ordinary(world: &mut World) -> anyhow::Result<()> {
-    if fs::read_to_string("/proc/self/uid_map")?.split_whitespace().nth(2) != Some("4294967295") {
-        testkit::not_run("user_is_not_root", "no second user id here");
-        return Ok(());
-    }
     // Where root's files are, nobody else may look: bind mounts show that user what it needs.
     let home = world.dir.join("ordinary");
     let state = home.join(".local/state/banger");

@@ -1,0 +1,120 @@
+//! What not every host has: hardware virtualisation, and a systemd for the user. Where it is missing these are not run.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use e2e::isolate;
+use e2e::world::{SMALL, World, alive, find, wait};
+use rustix::process::geteuid;
+
+use crate::{Body, Need};
+
+pub(crate) const TESTS: &[(&str, Body)] = &[(KVM, kvm), (SCOPES, scopes_outlive_the_session)];
+pub(crate) const NEEDS: &[(&str, Need)] = &[(KVM, no_kvm), (SCOPES, no_user_systemd)];
+
+const KVM: &str = "host_kvm_is_used";
+/// Not in namespaces: systemd takes the pids that it is told for its own namespace's.
+pub(crate) const SCOPES: &str = "host_scopes_outlive_the_session";
+
+fn no_kvm() -> Option<String> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    if !flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") {
+        return Some("the processor shows neither vmx nor svm".to_owned());
+    }
+    let opened = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    opened.err().map(|error| format!("/dev/kvm does not open: {error}"))
+}
+
+fn kvm(world: &mut World) -> anyhow::Result<()> {
+    world.small_vm("fast")?;
+    let shown = world.show("fast")?;
+    let accelerator = find(&shown, "vmm").and_then(|vmm| vmm.get("accelerator"));
+    ensure!(accelerator == Some(&"kvm".into()), "{shown}");
+    let line = fs::read(format!("/proc/{}/cmdline", world.vmm_pid("fast")?))?;
+    ensure!(String::from_utf8_lossy(&line).contains("-accel\0kvm\0"), "QEMU runs without it");
+    ensure!(world.exec("fast", &["echo", "answers"])?.text() == "answers");
+    world.ok(&["vm", "stop", "fast"]).map(drop)
+}
+
+/// The user's runtime directory, as the session's own variable or logind has it.
+fn runtime_dir() -> PathBuf {
+    let usual = || PathBuf::from(format!("/run/user/{}", geteuid().as_raw()));
+    std::env::var_os("XDG_RUNTIME_DIR").map_or_else(usual, PathBuf::from)
+}
+
+/// A client of the user's systemd.
+fn systemd(name: &str) -> Command {
+    let dir = runtime_dir();
+    let mut command = Command::new(name);
+    command.env("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}/bus", dir.display()));
+    command.env("XDG_RUNTIME_DIR", dir).arg("--user").stdin(Stdio::null());
+    command
+}
+
+fn no_user_systemd() -> Option<String> {
+    if let Some(missing) =
+        ["busctl", "systemctl", "systemd-run"].iter().find(|name| isolate::find(name).is_none())
+    {
+        return Some(format!("{missing} is not installed"));
+    }
+    let mut asks = systemd("systemctl");
+    let asked =
+        asks.args(["show", "--property", "Version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    (!asked.is_ok_and(|status| status.success())).then(|| "no systemd of the user's answers".to_owned())
+}
+
+/// A process is in the scope of this name, in the kernel's and in systemd's eyes. The call that moves it returns earlier.
+fn is_in(world: &World, pid: i32, unit: &str) -> anyhow::Result<()> {
+    let groups = || fs::read_to_string(format!("/proc/{pid}/cgroup"));
+    world
+        .until("it is in its scope", || Ok(groups()?.trim_end().ends_with(&format!("/{unit}"))))
+        .with_context(|| format!("process {pid} is not in {unit} but in {groups:?}", groups = groups()))?;
+    let shown = systemd("systemctl").args(["show", "--property", "ActiveState,Transient", unit]).output()?;
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    ensure!(shown.contains("ActiveState=active") && shown.contains("Transient=yes"), "{unit} is {shown}");
+    Ok(())
+}
+
+/// A session is a scope as well, and its end is the end of all in it: here one that makes a VM, with the daemon's start.
+fn scopes_outlive_the_session(world: &mut World) -> anyhow::Result<()> {
+    let dir = runtime_dir();
+    world.env = vec![("XDG_RUNTIME_DIR".to_owned(), dir.to_str().context("no text")?.to_owned())];
+    let session = format!("banger-test-session-{}.scope", std::process::id());
+    let made = world.dir.join("tmp/made");
+    let script = format!("\"$@\" && echo >'{}' && exec sleep 1000", made.display());
+    let banger = world.command(&[&["vm", "create", "--name", "stays"], SMALL].concat());
+    let mut login = systemd("systemd-run");
+    login.args(["--quiet", "--scope", "--unit", &session, "--", "sh", "-c", &script, "sh"]);
+    login.arg(banger.get_program()).args(banger.get_args());
+    for (name, value) in banger.get_envs() {
+        if let Some(value) = value {
+            login.env(name, value);
+        }
+    }
+    let mut login = login.spawn().context("running systemd-run")?;
+    let waited = world.until("the session has made its VM", || {
+        ensure!(made.exists() || login.try_wait()?.is_none(), "the session ended before it had made a VM");
+        Ok(made.exists())
+    });
+    let checked = waited.and_then(|()| {
+        let (daemon, vmm) = (world.daemon_pid()?, world.vmm_pid("stays")?);
+        let id = world.vm_dir("stays")?;
+        let id = id.file_name().and_then(|id| id.to_str()).context("a VM without an id")?;
+        is_in(world, daemon, &format!("banger-daemon-{daemon}.scope"))?;
+        is_in(world, vmm, &format!("banger-vm-{id}.scope"))?;
+        Ok((daemon, vmm))
+    });
+    let ended = systemd("systemctl").args(["stop", &session]).status().context("ending the session")?;
+    let login = wait(&mut login, Duration::from_secs(30))?;
+    let (daemon, vmm) = checked?;
+    ensure!(ended.success(), "the session cannot be ended: {ended}");
+    ensure!(login.is_some(), "what was in the session lives on");
+    ensure!(alive(vmm), "the VM went with the session");
+    ensure!(alive(daemon) && world.daemon_pid()? == daemon, "the daemon went with the session");
+    ensure!(world.exec("stays", &["echo", "answers"])?.text() == "answers");
+    Ok(())
+}
