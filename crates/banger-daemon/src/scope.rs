@@ -69,7 +69,7 @@ pub async fn for_this_daemon() {
     let Some(systemd) = UserSystemd::detect() else { return };
     let moving = tokio::spawn(systemd.move_into(daemon_unit(pid), "banger's daemon".to_owned(), vec![pid]));
     if tokio::time::timeout(PATIENCE, moving).await.is_err() {
-        tracing::warn!(scope = daemon_unit(pid), "systemd takes its time; not waited for");
+        tracing::info!(scope = daemon_unit(pid), "systemd takes its time; not waited for");
     }
 }
 
