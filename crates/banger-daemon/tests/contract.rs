@@ -47,24 +47,7 @@ impl vmm::Bench for Fakes {
     }
 
     async fn launch(&self) -> anyhow::Result<Launch> {
-        let (vm, ports) = (self.ids.next(), self.world.ports());
-        let dirs = self.world.dirs(&vm);
-        let (images, kernels) = ports.contents.all().await?;
-        let image = ports.contents.image_file(images.first().context("no image")?).await?;
-        let files = ports.contents.boot_files(kernels.first().context("no kernel")?).await?;
-        ports.disks.create(&image, testkit::fake::IMAGE_SIZE, &dirs).await?;
-        Ok(Launch {
-            root: ports.disks.open(&dirs).await?,
-            vm,
-            name: "box".parse()?,
-            dirs,
-            kernel: files.kernel,
-            initrd: files.initrd,
-            modules_drive: files.modules_drive,
-            vcpus: 1,
-            memory: ByteSize::mib(256),
-            nat: true,
-        })
+        self.world.launch(self.ids.next()).await
     }
 
     fn kill(&self, process: &ProcessRecord) -> anyhow::Result<()> {

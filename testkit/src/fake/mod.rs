@@ -24,10 +24,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use banger_daemon::ports::{MachineExit, VmDirs};
+use anyhow::Context;
+use banger_daemon::ports::{Launch, MachineExit, VmDirs};
 use banger_daemon::service::Ports;
-use banger_proto::VmId;
 use banger_proto::guest::GuestNetwork;
+use banger_proto::{ByteSize, VmId};
 use banger_sys::paths::Paths;
 use tokio::sync::watch;
 
@@ -115,6 +116,27 @@ impl FakeWorld {
     /// Where a daemon of this host keeps its files.
     pub fn paths(&self) -> Paths {
         self.0.paths.clone()
+    }
+
+    /// What starts a small VM here, with a network; its root disk is made.
+    pub async fn launch(&self, vm: VmId) -> anyhow::Result<Launch> {
+        let (ports, dirs) = (self.ports(), self.dirs(&vm));
+        let (images, kernels) = ports.contents.all().await?;
+        let image = ports.contents.image_file(images.first().context("no image")?).await?;
+        let files = ports.contents.boot_files(kernels.first().context("no kernel")?).await?;
+        ports.disks.create(&image, IMAGE_SIZE, &dirs).await?;
+        Ok(Launch {
+            root: ports.disks.open(&dirs).await?,
+            vm,
+            name: "box".parse()?,
+            dirs,
+            kernel: files.kernel,
+            initrd: files.initrd,
+            modules_drive: files.modules_drive,
+            vcpus: 1,
+            memory: ByteSize::mib(256),
+            nat: true,
+        })
     }
 
     /// A VM's directories.

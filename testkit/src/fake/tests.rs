@@ -2,7 +2,7 @@ use async_trait::async_trait;
 use banger_daemon::ports::{Launch, ProcessJournal, ProcessRole};
 use banger_daemon::store::{Durability, Store, vms};
 use banger_proto::daemon::VmInfo;
-use banger_proto::{ByteSize, ErrorReport, VmState};
+use banger_proto::{ErrorReport, VmState};
 use banger_sys::process::ProcessRecord;
 
 use super::*;
@@ -22,23 +22,7 @@ fn vm(number: u8) -> VmId {
 }
 
 async fn launch(world: &FakeWorld, vm: VmId) -> Launch {
-    let (ports, dirs) = (world.ports(), world.dirs(&vm));
-    let (images, kernels) = ports.contents.all().await.unwrap();
-    let image = ports.contents.image_file(&images[0]).await.unwrap();
-    let files = ports.contents.boot_files(&kernels[0]).await.unwrap();
-    ports.disks.create(&image, IMAGE_SIZE, &dirs).await.unwrap();
-    Launch {
-        root: ports.disks.open(&dirs).await.unwrap(),
-        vm,
-        name: "box".parse().unwrap(),
-        dirs,
-        kernel: files.kernel,
-        initrd: files.initrd,
-        modules_drive: files.modules_drive,
-        vcpus: 1,
-        memory: ByteSize::mib(256),
-        nat: false,
-    }
+    Launch { nat: false, ..world.launch(vm).await.unwrap() }
 }
 
 #[tokio::test]
