@@ -9,7 +9,6 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -23,13 +22,12 @@ use crate::handover::HandOver;
 use crate::hub::{Hub, Session};
 use crate::notice::Notice;
 use crate::port::{Owner, Pipe, Port};
+use crate::prepare::{Early, HandedOver};
 use crate::root::Root;
-use crate::{booted, command, configure, exec, kmod, log, machine, mounts, power, root, uevent, unpack};
+use crate::{booted, command, configure, exec, log, machine, power, root, uevent, unpack};
 
 /// The name of the virtio-serial port.
 const PORT_NAME: &str = "dev.banger.agent";
-/// How long the kernel may take from a driver's loading to the device.
-const DEVICE_LIMIT: Duration = Duration::from_secs(30);
 /// Stack of a session's thread, in bytes.
 const STACK: usize = 256 * 1024;
 
@@ -52,8 +50,8 @@ struct Guest {
 
 #[derive(Debug)]
 enum Stage {
-    /// In the initrd. The root disk is being mounted.
-    Initrd { mounting: Option<JoinHandle<Result<(), StepError>>>, pipe: OwnedFd },
+    /// In the initrd. The root is being prepared.
+    Initrd { early: Early, pipe: OwnedFd },
     /// Pid 1 is what it will be.
     HandedOver(Configured),
 }
@@ -76,8 +74,8 @@ pub(crate) fn run() -> Result<(), StepError> {
     } else {
         let stdin = std::io::stdin().as_fd().try_clone_to_owned();
         let pipe = stdin.doing(|| "taking the pipe to pid 1".to_owned())?;
-        let mounting = std::thread::spawn(mount_root);
-        (Stage::Initrd { mounting: Some(mounting), pipe }, open_port()?)
+        let early = Early::begin();
+        (Stage::Initrd { early, pipe }, open_port()?)
     };
     serve(stage, port, Pipe::Port, restarted, signals)
 }
@@ -113,14 +111,8 @@ fn receive_signals() -> Result<OwnedFd, StepError> {
     signals::receive(&wanted).doing(|| "receiving the agent's signals".to_owned())
 }
 
-fn mount_root() -> Result<(), StepError> {
-    let there = || std::fs::exists(mounts::ROOT_DISK).ok().filter(|there| *there);
-    uevent::wait_for(&format!("the root disk {}", mounts::ROOT_DISK), DEVICE_LIMIT, there)?;
-    mounts::root_disk()
-}
-
 fn open_port() -> Result<OwnedFd, StepError> {
-    let device = uevent::wait_for(&format!("the port {PORT_NAME}"), DEVICE_LIMIT, find_port)?;
+    let device = uevent::wait_for(&format!("the port {PORT_NAME}"), uevent::DEVICE_LIMIT, find_port)?;
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let path = format!("/dev/{device}");
     rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("opening the port {path}"))
@@ -240,10 +232,11 @@ impl Agent {
                 }
                 return Outcome::Configured(again);
             }
-            Stage::Initrd { mounting, pipe } => prepare(mounting, pipe, config, notice),
+            Stage::Initrd { early, pipe } => early.finish(config, pipe, notice),
         };
         match done {
-            Ok(configured) => {
+            Ok(HandedOver { init, warnings }) => {
+                let configured = configured(init, warnings);
                 guest.stage = Stage::HandedOver(configured.clone());
                 Outcome::Configured(configured)
             }
@@ -257,51 +250,4 @@ impl Agent {
     fn guest(&self) -> MutexGuard<'_, Guest> {
         self.guest.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// From the initrd to the hand-over.
-fn prepare(
-    mounting: &mut Option<JoinHandle<Result<(), StepError>>>,
-    pipe: &OwnedFd,
-    config: &GuestConfig,
-    notice: &mut Option<Arc<Notice>>,
-) -> Result<Configured, StepError> {
-    match mounting.take().map(JoinHandle::join) {
-        Some(Ok(mounted)) => mounted?,
-        // A request that comes again after a failure tries again.
-        Some(Err(_)) | None => mount_root()?,
-    }
-    let root = Root::open(mounts::NEW_ROOT)?;
-    let order = HandOver::choose(&root);
-    let mut warnings = Vec::new();
-    mounts::kernel_file_systems(&root, order.init, &mut warnings);
-    configure::apply_to_kernel(config, &mut warnings);
-    configure::apply_to_root(&root, config, &mut warnings);
-    if let Some(release) = &config.modules_release
-        && let Err(error) = mounts::modules(&root, release)
-    {
-        log::warn(error.chain());
-        warnings.push(error.chain());
-    }
-    if order.init == GuestInit::Systemd && notice.is_none() {
-        match Notice::listen() {
-            Ok(listens) => *notice = Some(listens),
-            // systemd is then asked now and again.
-            Err(error) => log::warn(error.chain()),
-        }
-    }
-    if !order.send(pipe)? {
-        log::note("pid 1 was handed over before");
-    }
-    root.enter()?;
-    if let Some(release) = config.modules_release.clone() {
-        // Beside what the host asks for next, and after it where there is one processor.
-        drop(std::thread::spawn(move || {
-            if let Err(error) = rustix::process::setpriority_process(None, 19) {
-                log::note(format_args!("modules are loaded at full speed: {error}"));
-            }
-            kmod::load_in_place_of_modprobe(&root, &release);
-        }));
-    }
-    Ok(configured(order.init, warnings))
 }

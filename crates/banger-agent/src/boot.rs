@@ -47,28 +47,14 @@ fn boot() -> Result<(HandOver, io::PipeReader), StepError> {
     Ok((HandOver::receive(&reader)?, reader))
 }
 
-/// Makes the mounted root disk this process's `/`, as switch_root(8) does. The initrd's files are deleted, for they
-/// are memory; its mounts stay below the new root, where only the supervisor still sees them.
+/// Makes the mounted root disk this process's `/`, as switch_root(8) does. What was mounted in the initrd stays below the
+/// new root, where only the supervisor still sees it, and frees its memory.
 fn enter_root() -> Result<(), StepError> {
-    remove_initrd();
     let doing = || "changing to the root disk".to_owned();
     rustix::process::chdir(mounts::NEW_ROOT).doing(doing)?;
     mount_move(".", "/").doing(doing)?;
     rustix::process::chroot(".").doing(doing)?;
     rustix::process::chdir("/").doing(doing)
-}
-
-fn remove_initrd() {
-    for path in ["/init", "/modules"] {
-        let removed = match std::fs::symlink_metadata(path) {
-            Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
-            Ok(_) => std::fs::remove_file(path),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = removed {
-            log::note(format_args!("the memory of {path} in the initrd is not freed: {error}"));
-        }
-    }
 }
 
 /// Becomes the image's init, or stays. Either way the pipe's reading end closes once pid 1 is what it will be.

@@ -26,10 +26,14 @@ pub(crate) fn apply_to_kernel(config: &GuestConfig, warnings: &mut Vec<String>) 
     let name = config.hostname.as_str();
     let named = rustix::system::sethostname(name.as_bytes());
     keep(warnings, named.doing(|| format!("setting the host name {name}")));
-    keep(warnings, Interface::new("lo").and_then(|lo| lo.up()).doing(|| "switching lo on".to_owned()));
     if let Some(network) = &config.network {
         set_network(network, warnings);
     }
+}
+
+/// Switches lo on, as an init would.
+pub(crate) fn switch_on_loopback(warnings: &mut Vec<String>) {
+    keep(warnings, Interface::new("lo").and_then(|lo| lo.up()).doing(|| "switching lo on".to_owned()));
 }
 
 /// Writes the parts of a configuration that are files.

@@ -26,6 +26,7 @@ mod notice;
 mod pid1;
 mod port;
 mod power;
+mod prepare;
 mod root;
 mod supervisor;
 mod uevent;

@@ -25,6 +25,7 @@ use banger_sys::spawn::{Program, Session, Spawn, Spawned};
 
 use crate::error::{Doing, StepError};
 use crate::log;
+use crate::prepare::at_leisure;
 
 /// The supervisor's name.
 pub(crate) const NAME: &str = "banger-supervisor";
@@ -57,6 +58,8 @@ fn supervise() -> Result<(), StepError> {
     let program = keep_program()?;
     let signals =
         signals::receive(&[Signal::TERM]).doing(|| "receiving signals of the supervisor".to_owned())?;
+    // After the signals, so that the thread takes none of them.
+    drop(std::thread::spawn(free_initrd));
     let mut crashes = 0;
     loop {
         let started = Instant::now();
@@ -78,7 +81,7 @@ fn supervise() -> Result<(), StepError> {
         }
         crashes = if started.elapsed() > SOUND { 1 } else { crashes + 1 };
         log::warn(format_args!("the agent was ended by signal {}", signal_of(&status)));
-        if crashes > MAX_EARLY_CRASHES && !handed_over() {
+        if crashes > MAX_EARLY_CRASHES && !handed_over(Some(Duration::ZERO)) {
             log::fatal("the agent does not stay up");
             return Ok(());
         }
@@ -141,11 +144,28 @@ pub(crate) fn shutting_down() -> bool {
     std::fs::read_to_string("/proc/1/comm").is_ok_and(|name| name.starts_with("systemd-shutdow"))
 }
 
-/// Whether pid 1 has closed its end of the pipe to the agent.
-fn handed_over() -> bool {
+/// Whether pid 1 has closed its end of the pipe to the agent, at the latest after `limit`.
+fn handed_over(limit: Option<Duration>) -> bool {
     let stdin = io::stdin();
+    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
     let mut fds = [PollFd::new(&stdin, PollFlags::empty())];
-    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1)) && fds[0].revents().contains(PollFlags::ERR)
+    matches!(poll(&mut fds, limit.as_ref()), Ok(1)) && fds[0].revents().contains(PollFlags::ERR)
+}
+
+/// Removes the initrd's files, which are memory, once pid 1 has left them, and when nothing else wants the processor.
+fn free_initrd() {
+    while !handed_over(None) {}
+    at_leisure("freeing the initrd");
+    for path in ["/init", "/modules"] {
+        let removed = match std::fs::symlink_metadata(path) {
+            Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
+            Ok(_) => std::fs::remove_file(path),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            log::note(format_args!("the memory of {path} in the initrd is not freed: {error}"));
+        }
+    }
 }
 
 fn wait(fds: &[rustix::fd::BorrowedFd<'_>], limit: Option<Duration>) -> Result<(), StepError> {

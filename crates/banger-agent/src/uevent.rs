@@ -9,6 +9,9 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, netlink};
 
 use crate::error::{Doing, StepError};
 
+/// How long the kernel may take from a driver's loading to the device.
+pub(crate) const DEVICE_LIMIT: Duration = Duration::from_secs(30);
+
 /// Calls `look` until it finds something, each time the kernel tells of a device, at most for `limit`.
 ///
 /// # Errors

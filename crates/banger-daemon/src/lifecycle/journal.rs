@@ -9,7 +9,7 @@
 //! ```
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use banger_proto::{ErrorReport, OperationId, VmId};
@@ -129,8 +129,8 @@ impl Journal {
                 failure = Some(reason);
                 break;
             }
-            let kind = operation.plan.kind;
-            let results = join_all(stage.iter().map(|step| self.one(kind, *step, effects, cancel))).await;
+            let results =
+                join_all(stage.iter().map(|step| self.one(operation, *step, effects, cancel))).await;
             if let Some(error) = results.into_iter().find_map(Result::err) {
                 failure = Some(error);
                 break;
@@ -141,7 +141,10 @@ impl Journal {
                 self.store.call(Durability::Process, move |conn| journal::advance(conn, &id, &next)).await;
             if let Err(error) = advanced {
                 failure =
-                    Some(error.report(format!("cannot write down how far the VM's {} is", kind.as_str())));
+                    Some(error.report(format!(
+                        "cannot write down how far the VM's {} is",
+                        operation.kind().as_str()
+                    )));
                 break;
             }
         }
@@ -153,11 +156,13 @@ impl Journal {
 
     async fn one(
         &self,
-        kind: Kind,
+        operation: &Operation,
         step: Step,
         effects: &dyn Effects,
         cancel: &Cancel,
     ) -> Result<(), ErrorReport> {
+        let kind = operation.kind();
+        let begun = Instant::now();
         self.faults.reach(Point { kind, step, side: Side::Before }).await?;
         let effect = effects.perform(step);
         if step.may_be_called_off() {
@@ -168,6 +173,7 @@ impl Journal {
         } else {
             effect.await?;
         }
+        tracing::debug!(vm = %operation.vm, step = step.as_str(), took = ?begun.elapsed(), "done");
         self.faults.reach(Point { kind, step, side: Side::After }).await
     }
 
