@@ -28,6 +28,8 @@ use crate::{booted, command, configure, exec, log, machine, power, root, uevent,
 
 /// The name of the virtio-serial port.
 const PORT_NAME: &str = "dev.banger.agent";
+/// Before all that is not asked for by the host (sched(7)).
+const NICENESS: i32 = -20;
 /// Stack of a session's thread, in bytes.
 const STACK: usize = 256 * 1024;
 
@@ -63,6 +65,10 @@ pub(crate) fn run() -> Result<(), StepError> {
     log::use_kernel_log();
     rustix::thread::set_name(c"banger-agent").doing(|| "naming the agent".to_owned())?;
     let signals = receive_signals()?;
+    // What the host asks for is not to wait for what the guest is busy with, nor to depend on a guest that wants to be
+    // heard last. Threads made from here on are the same; commands are as any other process (banger_sys::spawn).
+    let first = rustix::process::setpriority_process(None, NICENESS);
+    first.doing(|| "putting the agent before other processes".to_owned())?;
     let restarted = !root::same_directory("/", "/proc/1/root")?;
     let (stage, port) = if restarted {
         log::note("the agent goes on in the guest's root");

@@ -2,8 +2,8 @@
 //! that no page table is copied, with what posix_spawn lacks: a controlling terminal, an out-of-memory score,
 //! and the exact step and errno of a failure.
 //!
-//! The child starts with no blocked signal, every signal at its default, and the three descriptors it is given; all
-//! others of the caller must be close-on-exec (as everything opened through std and rustix is).
+//! The child starts with no blocked signal, every signal at its default, the usual niceness, and the three descriptors it
+//! is given; all others of the caller must be close-on-exec (as everything opened through std and rustix is).
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
@@ -202,6 +202,9 @@ fn prepare_and_exec(shared: &Shared<'_>) -> (Step, c_int) {
             libc::signal(signal, libc::SIG_DFL);
         }
     }
+    // SAFETY: no memory is involved. A caller that is nicer than usual may lack the right to be less so, and its child
+    // stays as nice, as with every other program's.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
     if shared.session != Session::Inherited {
         // SAFETY: no memory is involved.
         if unsafe { libc::setsid() } < 0 {
@@ -316,6 +319,16 @@ mod tests {
         let script = "pwd; echo $A; cat /proc/self/oom_score_adj; exit 7";
         let (code, text) = run(&["/nowhere/sh", "/bin/sh"], &["sh", "-c", script], Some(c"/tmp")).unwrap();
         assert_eq!((code, text.as_str()), (7, "/tmp\nb\n7\n"));
+    }
+
+    #[test]
+    fn the_child_has_the_usual_niceness() {
+        // Of this thread alone, as the child's is that of the thread which starts it.
+        rustix::process::setpriority_process(None, 5).unwrap();
+        let (code, text) = run(&["/bin/sh"], &["sh", "-c", "cut -d' ' -f19 /proc/self/stat"], None).unwrap();
+        let may_be_less_nice = rustix::process::setpriority_process(None, 0).is_ok();
+        let expected = if may_be_less_nice { "0\n" } else { "5\n" };
+        assert_eq!((code, text.as_str()), (0, expected));
     }
 
     #[test]

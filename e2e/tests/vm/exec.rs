@@ -53,6 +53,10 @@ fn ends(world: &mut World) -> anyhow::Result<()> {
     // A child that keeps the pipe must not keep the command.
     let ran = world.run(&["vm", "exec", "ends", "--", "sh", "-c", "sleep 1000 & echo done"])?.expect(0)?;
     ensure!(ran.text() == "done", "{}", ran.text());
+    // The agent comes before other processes, what it runs does not: niceness and out-of-memory score are the usual ones.
+    let script = "cut -d' ' -f19 /proc/self/stat; cat /proc/self/oom_score_adj";
+    let ran = world.run(&["vm", "exec", "ends", "--", "sh", "-c", script])?.expect(0)?;
+    ensure!(ran.text() == "0\n0", "{}", ran.text());
     ensure!(world.run(&["vm", "exec", "ends", "--", "false"])?.status == 1);
     ensure!(world.run(&["vm", "exec", "ends", "--", "nothing-of-that-name"])?.status == 127);
     ensure!(world.run(&["vm", "exec", "nobody", "--", "true"])?.status == 125);
