@@ -25,6 +25,9 @@ const SOURCES: &[&str] = &[
     "e2e/src/lib.rs",
 ];
 
+/// Digits of a template's name. Other directories beside the templates are left alone.
+const KEY_DIGITS: usize = 16;
+
 /// Where everything is cached.
 pub fn root() -> anyhow::Result<PathBuf> {
     if let Some(dir) = std::env::var_os("BANGER_TEST_CACHE") {
@@ -242,7 +245,9 @@ fn prune(root: &Path, keep: &Path) -> anyhow::Result<()> {
     let mut others = Vec::new();
     for entry in fs::read_dir(root)? {
         let path = entry?.path();
-        if path.is_dir() && path != keep && path.join("state").is_dir() {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        let is_template = name.len() == KEY_DIGITS && name.iter().all(u8::is_ascii_hexdigit);
+        if path.is_dir() && path != keep && is_template {
             others.push((fs::metadata(&path)?.modified()?, path));
         }
     }
@@ -262,7 +267,7 @@ fn key() -> anyhow::Result<String> {
         hash(&repository.join(source), &mut hasher)?;
     }
     let digest = hasher.finalize();
-    Ok(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+    Ok(digest.iter().take(KEY_DIGITS / 2).map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn hash(path: &Path, hasher: &mut Sha256) -> anyhow::Result<()> {
