@@ -150,5 +150,8 @@ fn degraded(world: &mut World) -> anyhow::Result<()> {
     ensure!(e2e::world::find(&shown, "degraded") == Some(&serde_json::json!([FAILING_UNIT])), "{shown}");
     let shown = world.ok(&["vm", "show", DEGRADED_VM])?.text();
     ensure!(shown.lines().any(|line| line.starts_with("failed") && line.ends_with(FAILING_UNIT)), "{shown}");
-    in_order(&world.ok(&["vm", "stop", DEGRADED_VM])?)
+    in_order(&world.ok(&["vm", "stop", DEGRADED_VM])?)?;
+    let shown = world.show(DEGRADED_VM)?;
+    ensure!(e2e::world::find(&shown, "degraded") == Some(&serde_json::json!([])), "of a stopped VM: {shown}");
+    Ok(())
 }

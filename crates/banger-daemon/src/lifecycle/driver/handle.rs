@@ -95,7 +95,8 @@ impl View {
             vmm: self.vmm.clone(),
             created_at: record.created_at,
             started_at: record.started_at,
-            degraded: record.degraded.clone(),
+            // Of the boot that runs: a machine that has ended has no failed units.
+            degraded: if self.vmm.is_some() { record.degraded.clone() } else { Vec::new() },
             console_log: world.dirs(&record.id).console_log().display().to_string(),
         }
     }
