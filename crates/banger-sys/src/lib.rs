@@ -6,6 +6,7 @@ pub mod command;
 pub mod descriptors;
 pub mod durable;
 pub mod env;
+pub mod extents;
 pub mod guest;
 pub mod inherited;
 pub mod netif;
