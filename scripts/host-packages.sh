@@ -14,7 +14,8 @@ packages_of() {
     run) echo qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils passt:passt mmdebstrap:mmdebstrap \
         newuidmap:uidmap mke2fs:e2fsprogs depmod:kmod git:git zstd:zstd xz:xz-utils ip:iproute2 ;;
     build) echo cc:build-essential make:make git:git ;;
-    test) echo unshare:util-linux ip:iproute2 nft:nftables e2fsck:e2fsprogs dpkg-deb:dpkg ;;
+    test) echo unshare:util-linux ip:iproute2 nft:nftables e2fsck:e2fsprogs dpkg-deb:dpkg mkfs.xfs:xfsprogs \
+        mkfs.btrfs:btrfs-progs ;;
     lint) echo shellcheck:shellcheck ;;
     *)
         echo "host-packages: unknown group '$1' (run, build, test, lint)" >&2

@@ -235,9 +235,12 @@ impl World {
 
     /// Checks the file system of a VM that is at rest: it was left whole, with nothing to replay or to mend.
     pub fn check_disk(&self, name: &str) -> anyhow::Result<()> {
-        let (disk, raw) = (self.vm_dir(name)?.join("root.qcow2"), self.dir.join("tmp/disk.raw"));
-        let (from, to) = (disk.to_str().context("no text")?, raw.to_str().context("no text")?);
-        isolate::run("qemu-img", &["convert", "-O", "raw", from, to])?;
+        let (dir, raw) = (self.vm_dir(name)?, self.dir.join("tmp/disk.raw"));
+        let disk = |format: &str| dir.join(format!("root.{format}"));
+        let format = if disk("raw").exists() { "raw" } else { "qcow2" };
+        let (disk, to) = (disk(format), raw.to_str().context("no text")?);
+        let from = disk.to_str().context("no text")?;
+        isolate::run("qemu-img", &["convert", "-f", format, "-O", "raw", from, to])?;
         // Replaying the journal is what -n does not do: a disk that needs it is not clean.
         let checked = isolate::run("e2fsck", &["-f", "-n", to]);
         fs::remove_file(&raw)?;

@@ -33,9 +33,14 @@ impl VmDirs {
         self.runtime.join("channel.sock")
     }
 
-    /// The VM's own root disk.
-    pub fn root_disk(&self) -> PathBuf {
+    /// The VM's own root disk, where it is an overlay over its image.
+    pub fn root_qcow2(&self) -> PathBuf {
         self.state.join("root.qcow2")
+    }
+
+    /// The VM's own root disk, where it holds all of its data.
+    pub fn root_raw(&self) -> PathBuf {
+        self.state.join("root.raw")
     }
 
     /// What the guest wrote to its serial console; the keeper rotates it to `console.log.1`.

@@ -7,14 +7,14 @@ use banger_proto::{ErrorCode, ErrorReport};
 use banger_sys::env;
 use banger_sys::paths::Paths;
 
-use crate::disk::Qcow2Disks;
+use crate::disk::HostDisks;
 use crate::guest::Links;
 use crate::launch::Launcher;
 use crate::net::plan;
 use crate::service::{Library, Ports};
 use crate::vmm::qemu::{Qemu, QemuConfig};
 
-/// The ports of a daemon of user mode: QEMU, qcow2 overlays, passt. Programs are looked for when they are needed,
+/// The ports of a daemon of user mode: QEMU, the root disks that its file system is good for, passt. Programs are looked for when they are needed,
 /// so a daemon without them still lists and deletes.
 pub fn ports(paths: &Paths) -> Result<Ports, ErrorReport> {
     let qemu = QemuConfig {
@@ -24,7 +24,7 @@ pub fn ports(paths: &Paths) -> Result<Ports, ErrorReport> {
     };
     Ok(Ports {
         vmm: Arc::new(Qemu::new(qemu)),
-        disks: Arc::new(Qcow2Disks),
+        disks: Arc::new(HostDisks::below(&paths.state)),
         guests: Arc::new(Links),
         contents: Arc::new(Library::open(paths, agent()?)?),
         network: plan::guest_network(),

@@ -1,6 +1,7 @@
 //! The contract suites of the ports: over the fakes, and over the real ones that need no VM. (QEMU's is an end-to-end
 //! test.)
 
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, ensure};
 use async_trait::async_trait;
-use banger_daemon::disk::Qcow2Disks;
+use banger_daemon::disk::{HostDisks, Qcow2Disks, ReflinkDisks};
 use banger_daemon::ports::{Guests, Launch, RootDisks, VmDirs, Vmm};
 use banger_proto::{ByteSize, VmId};
 use banger_sys::process::ProcessRecord;
@@ -177,5 +178,113 @@ async fn qcow2_disks_are_some_where_one_is_full() -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     ensure!(said.contains("1 passed"), "it did not run: {said}");
+    Ok(())
+}
+
+/// Disks in a directory of a file system that can share data between files.
+struct Reflink {
+    dir: PathBuf,
+    ids: Ids,
+}
+
+impl disks::Bench for Reflink {
+    fn disks(&self) -> Arc<dyn RootDisks> {
+        Arc::new(ReflinkDisks)
+    }
+
+    fn dirs(&self) -> VmDirs {
+        let below = |what: &str| self.dir.join(what).join(self.ids.next().as_str());
+        VmDirs { runtime: below("run"), state: below("vms") }
+    }
+
+    fn image(&self, size: ByteSize) -> anyhow::Result<PathBuf> {
+        let path = sparse(self.dir.join(format!("{}.ext4", size.as_bytes())), size)?;
+        std::fs::File::options().write(true).open(&path)?.write_all_at(&[7; 4 << 20], 1 << 20)?;
+        Ok(path)
+    }
+
+    fn interrupt_create(&self, dirs: &VmDirs) -> anyhow::Result<()> {
+        std::fs::create_dir_all(&dirs.state)?;
+        Ok(std::fs::write(dirs.state.join("root.raw.new"), b"not yet a disk")?)
+    }
+
+    fn full(&self) -> Option<VmDirs> {
+        // A file system without room keeps some for what it needs itself: a copy that takes none may still be made.
+        None
+    }
+}
+
+impl Reflink {
+    /// Only what is written to a disk is its own, and nobody else sees it.
+    async fn shares(&self) -> anyhow::Result<()> {
+        let image = disks::Bench::image(self, ByteSize::mib(64))?;
+        let (one, two) = (disks::Bench::dirs(self), disks::Bench::dirs(self));
+        let told = |error: banger_proto::ErrorReport| anyhow::anyhow!("{error:?}");
+        let chosen = HostDisks::below(&self.dir);
+        ensure!(chosen.strategy() == "reflink", "{} is chosen", chosen.strategy());
+        for dirs in [&one, &two] {
+            chosen.create(&image, ByteSize::mib(64), dirs).await.map_err(told)?;
+        }
+        let disk = chosen.open(&one).await.map_err(told)?;
+        let file = std::fs::File::options().read(true).write(true).open(&disk.path)?;
+        file.write_all_at(&[9; 1 << 20], 2 << 20)?;
+        file.sync_all()?;
+        let used = chosen.usage(&one).await.map_err(told)?;
+        ensure!(used == ByteSize::mib(1), "it takes {used}");
+        let untouched = chosen.usage(&two).await.map_err(told)?;
+        ensure!(untouched == ByteSize::mib(0), "the other takes {untouched}");
+        for path in [&image, &chosen.open(&two).await.map_err(told)?.path] {
+            let mut byte = [0];
+            std::fs::File::open(path)?.read_exact_at(&mut byte, 2 << 20)?;
+            ensure!(byte == [7], "{} was changed", path.display());
+        }
+        Ok(())
+    }
+}
+
+const REFLINK: &str = "reflink_disks_are_some";
+
+/// Runs itself again on each file system that can, mounted in a namespace of its own.
+#[tokio::test]
+async fn reflink_disks_are_some() -> anyhow::Result<()> {
+    const DIR: &str = "BANGER_TEST_REFLINK";
+    if let Some(dir) = std::env::var_os(DIR) {
+        let bench = Reflink { dir: dir.into(), ids: Ids::default() };
+        bench.shares().await?;
+        return contract::run(disks::CASES, &bench as &dyn disks::Bench).await;
+    }
+    for (kind, mkfs) in [("xfs", "mkfs.xfs"), ("btrfs", "mkfs.btrfs")] {
+        let dir = tempfile::tempdir()?;
+        let (disk, mounted) = (dir.path().join("disk"), dir.path().join("mounted"));
+        std::fs::create_dir(&mounted)?;
+        sparse(disk.clone(), ByteSize::mib(512))?;
+        let mounted = mounted.to_str().context("no text")?;
+        let mount = [
+            "--mount",
+            "--",
+            "sh",
+            "-c",
+            "mount -o loop -t \"$0\" \"$1\" \"$2\" && shift 2 && exec \"$@\"",
+            kind,
+        ];
+        let made = banger_sys::command::find(mkfs).is_some_and(|mkfs| {
+            Command::new(mkfs).arg("-q").arg(&disk).output().is_ok_and(|made| made.status.success())
+        });
+        let unshare = |args: &[&str]| {
+            let mut command = Command::new("unshare");
+            command.args(mount).arg(&disk).arg(mounted).args(args).stdin(Stdio::null());
+            command
+        };
+        if !made || !unshare(&["true"]).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+            testkit::not_run(REFLINK, &format!("it needs {mkfs}, and root, and a kernel that mounts {kind}"));
+            continue;
+        }
+        let own = std::env::current_exe()?;
+        let own = own.to_str().context("no text")?;
+        let output = unshare(&[own, "--exact", REFLINK, "--nocapture"]).env(DIR, mounted).output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{kind}: {said}{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(said.contains("1 passed"), "it did not run: {said}");
+    }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! What not every host has: hardware virtualisation, and a systemd for the user. Where it is missing these are not run.
+//! What not every host has: hardware virtualisation, a systemd for the user, a file system whose files share data. Where it
+//! is missing these are not run.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,10 +13,12 @@ use rustix::process::geteuid;
 
 use crate::{Body, Need};
 
-pub(crate) const TESTS: &[(&str, Body)] = &[(KVM, kvm), (SCOPES, scopes_outlive_the_session)];
-pub(crate) const NEEDS: &[(&str, Need)] = &[(KVM, no_kvm), (SCOPES, no_user_systemd)];
+pub(crate) const TESTS: &[(&str, Body)] =
+    &[(KVM, kvm), (REFLINK, reflink), (SCOPES, scopes_outlive_the_session)];
+pub(crate) const NEEDS: &[(&str, Need)] = &[(KVM, no_kvm), (REFLINK, no_xfs), (SCOPES, no_user_systemd)];
 
 const KVM: &str = "host_kvm_is_used";
+const REFLINK: &str = "host_reflink_makes_the_disks";
 /// Not in namespaces: systemd takes the pids that it is told for its own namespace's.
 pub(crate) const SCOPES: &str = "host_scopes_outlive_the_session";
 
@@ -38,6 +41,54 @@ fn kvm(world: &mut World) -> anyhow::Result<()> {
     ensure!(String::from_utf8_lossy(&line).contains("-accel\0kvm\0"), "QEMU runs without it");
     ensure!(world.exec("fast", &["echo", "answers"])?.text() == "answers");
     world.ok(&["vm", "stop", "fast"]).map(drop)
+}
+
+fn no_xfs() -> Option<String> {
+    if !geteuid().is_root() {
+        return Some("only root can mount an XFS".to_owned());
+    }
+    if isolate::find("mkfs.xfs").is_none() {
+        return Some("mkfs.xfs is not installed".to_owned());
+    }
+    let known = || fs::read_to_string("/proc/filesystems").unwrap_or_default().contains("xfs");
+    (!known() && isolate::run("modprobe", &["xfs"]).is_err()).then(|| "the kernel has no XFS".to_owned())
+}
+
+fn reflink(world: &mut World) -> anyhow::Result<()> {
+    let (disk, mounted) = (world.dir.join("tmp/xfs"), world.dir.join("xfs"));
+    fs::File::create(&disk)?.set_len(4 << 30)?;
+    fs::create_dir(&mounted)?;
+    let (from, to) = (disk.to_str().context("no text")?, mounted.to_str().context("no text")?);
+    isolate::run("mkfs.xfs", &["-q", from])?;
+    isolate::run("mount", &["-o", "loop", "-t", "xfs", from, to])?;
+    let state = mounted.join("state");
+    e2e::cache::copy(&world.state, &state)?;
+    let state_before = std::mem::replace(&mut world.state, state);
+
+    world.ok(&[&["vm", "create", "--name", "shares", "--disk-size", "1GiB"], SMALL].concat())?;
+    let shown = world.show("shares")?;
+    ensure!(find(&shown, "disk_strategy") == Some(&"reflink".into()), "{shown}");
+    let line = fs::read(format!("/proc/{}/cmdline", world.vmm_pid("shares")?))?;
+    ensure!(String::from_utf8_lossy(&line).contains("root.raw"), "QEMU has another disk");
+    let used = |shown: &serde_json::Value| find(shown, "disk_used_bytes").and_then(serde_json::Value::as_u64);
+    let before = used(&shown).context("no disk_used_bytes")?;
+    world.exec("shares", &["sh", "-c", "head -c 100000000 /dev/urandom >/root/big && sync"])?;
+    let after = used(&world.show("shares")?).context("no disk_used_bytes")?;
+    ensure!((80_000_000..160_000_000).contains(&(after - before)), "{before} bytes of its own, then {after}");
+    world.ok(&["vm", "stop", "shares"])?;
+    world.check_disk("shares")?;
+    world.ok(&["vm", "start", "shares", "--wait", "agent"])?;
+    ensure!(world.exec("shares", &["sh", "-c", "wc -c </root/big"])?.text() == "100000000");
+    let dir = world.vm_dir("shares")?;
+    world.ok(&["vm", "delete", "-f", "shares"])?;
+    ensure!(!dir.exists(), "{} is left", dir.display());
+
+    world.ok(&["daemon", "stop"])?;
+    world.until("the file system can go", || Ok(isolate::run("umount", &[to]).is_ok()))?;
+    fs::remove_dir(&mounted)?;
+    fs::remove_file(&disk)?;
+    world.state = state_before;
+    Ok(())
 }
 
 /// The user's runtime directory, as the session's own variable or logind has it.

@@ -36,7 +36,7 @@ impl FakeWorld {
                 Stage::Runs => {}
             }
         }
-        let disks: Vec<_> = known.keys().map(|vm| self.dirs(vm).root_disk()).collect();
+        let disks: Vec<_> = known.keys().map(|vm| self.dirs(vm).root_raw()).collect();
         leaks.extend(
             state
                 .disks
@@ -103,7 +103,7 @@ impl FakeWorld {
             }
             if vm.state != VmState::Error {
                 if !dirs.state.is_dir()
-                    || !state.disks.get(&dirs.root_disk()).is_some_and(|disk| disk.complete)
+                    || !state.disks.get(&dirs.root_raw()).is_some_and(|disk| disk.complete)
                 {
                     wrong("it has no disk".into());
                 }

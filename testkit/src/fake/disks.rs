@@ -30,7 +30,7 @@ impl FakeDisks {
     }
 
     fn find(&self, dirs: &VmDirs, doing: &str) -> Result<Disk, ErrorReport> {
-        let path = dirs.root_disk();
+        let path = dirs.root_raw();
         let disk = self.0.lock().disks.get(&path).filter(|disk| disk.complete).cloned();
         disk.ok_or_else(|| {
             ErrorReport::new(ErrorCode::Internal, doing).cause(format!("there is no {}", path.display()))
@@ -42,7 +42,7 @@ impl FakeWorld {
     /// Leaves what a create leaves that was cut off.
     pub fn interrupt_create(&self, dirs: &VmDirs) {
         let disk = Disk { size: ByteSize::bytes(0), complete: false };
-        self.change(|state| state.disks.insert(dirs.root_disk(), disk));
+        self.change(|state| state.disks.insert(dirs.root_raw(), disk));
     }
 }
 
@@ -65,17 +65,17 @@ impl RootDisks for FakeDisks {
         make_private(&dirs.state).map_err(|error| failed(&error))?;
         self.0.change(|state| {
             if state.script.disk_full {
-                state.disks.remove(&dirs.root_disk());
+                state.disks.remove(&dirs.root_raw());
                 return Err(ErrorReport::new(ErrorCode::ResourceExhausted, doing).cause("the disk is full"));
             }
-            state.disks.insert(dirs.root_disk(), Disk { size, complete: true });
+            state.disks.insert(dirs.root_raw(), Disk { size, complete: true });
             Ok(())
         })
     }
 
     async fn open(&self, dirs: &VmDirs) -> Result<RootDisk, ErrorReport> {
         let disk = self.find(dirs, "cannot open the VM's root disk")?;
-        Ok(RootDisk { path: dirs.root_disk(), format: "raw", size: disk.size })
+        Ok(RootDisk { path: dirs.root_raw(), format: "raw", size: disk.size })
     }
 
     async fn grow(&self, dirs: &VmDirs, size: ByteSize) -> Result<(), ErrorReport> {
@@ -85,7 +85,7 @@ impl RootDisks for FakeDisks {
             return Err(ErrorReport::new(ErrorCode::InvalidInput, doing)
                 .cause(format!("the disk has {now} and cannot be made smaller, to {size}")));
         }
-        self.0.change(|state| state.disks.insert(dirs.root_disk(), Disk { size, complete: true }));
+        self.0.change(|state| state.disks.insert(dirs.root_raw(), Disk { size, complete: true }));
         Ok(())
     }
 
@@ -94,7 +94,7 @@ impl RootDisks for FakeDisks {
     }
 
     async fn remove(&self, dirs: &VmDirs) -> Result<(), ErrorReport> {
-        self.0.change(|state| state.disks.remove(&dirs.root_disk()));
+        self.0.change(|state| state.disks.remove(&dirs.root_raw()));
         Ok(())
     }
 }

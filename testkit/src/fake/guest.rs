@@ -208,7 +208,7 @@ impl State {
 
     fn root_size(&self, pid: u32) -> u64 {
         let machine = self.machines.get(&pid);
-        let disk = machine.and_then(|machine| self.disks.get(&machine.dirs.root_disk()));
+        let disk = machine.and_then(|machine| self.disks.get(&machine.dirs.root_raw()));
         disk.map_or(0, |disk| disk.size.as_bytes())
     }
 }

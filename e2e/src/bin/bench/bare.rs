@@ -60,9 +60,11 @@ impl Machine {
                 continue;
             } else if name == "-netdev" {
                 "hubport,id=net,hubid=0".to_owned()
-            } else if name == "-blockdev" && value.contains("root.qcow2") {
-                let old =
-                    value.split('"').find(|part| part.ends_with("root.qcow2")).context("no root disk")?;
+            } else if name == "-blockdev" && value.contains("\"node-name\":\"root\"") {
+                let old = value
+                    .split('"')
+                    .find(|part| part.ends_with("/root.qcow2"))
+                    .context("the root disk is no overlay: measure on a file system without reflinks")?;
                 value.replace(old, super::text(root)?)
             } else if name == "-append" {
                 format!("{value} {kernel_options}")
