@@ -17,6 +17,8 @@ use crate::ui::Ui;
 
 /// The daemon's first answer asks nothing of it but that it runs.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same for who only wants to know how the daemon is: one that hangs is what such a command is for.
+const GLANCE: Duration = Duration::from_secs(10);
 
 /// A connection to the daemon.
 #[derive(Debug)]
@@ -56,13 +58,25 @@ impl Client {
         connect(&paths.socket()).await
     }
 
+    /// The daemon that runs and what it says of itself to `request`; `None` where none does. Never starts one, and does not
+    /// wait for one that hangs.
+    pub(crate) async fn glance<T: DeserializeOwned>(
+        paths: &Paths,
+        request: Request,
+    ) -> Result<Option<(Self, T)>, CliError> {
+        let Some(mut client) = Self::running(paths).await? else { return Ok(None) };
+        let asked = tokio::time::timeout(GLANCE, client.call(request)).await;
+        let answer = asked.map_err(|_| silent(paths, GLANCE))??;
+        Ok(Some((client, answer)))
+    }
+
     /// The daemon, started where none runs.
     pub(crate) async fn open(paths: &Paths, ui: Ui) -> Result<Self, CliError> {
         let mut tries = 1;
         loop {
             let mut client = Self::reopen(paths).await?;
             let asked = tokio::time::timeout(PATIENCE, client.call::<ServiceInfo>(Request::GetInfo)).await;
-            match asked.map_err(|_| silent(paths))? {
+            match asked.map_err(|_| silent(paths, PATIENCE))? {
                 // It was ending when it took the connection, and nothing was asked of it yet.
                 Err(CallError::Lost) if tries < TRIES => {
                     tries += 1;
@@ -159,9 +173,13 @@ fn compare_versions(info: &ServiceInfo, ui: Ui) {
     }
 }
 
-fn silent(paths: &Paths) -> CliError {
+fn silent(paths: &Paths, waited: Duration) -> CliError {
     ErrorReport::new(ErrorCode::Internal, "the daemon does not answer")
-        .cause(format!("it listens at {} and said nothing for a minute", paths.socket().display()))
+        .cause(format!(
+            "it listens at {} and said nothing for {} s",
+            paths.socket().display(),
+            waited.as_secs()
+        ))
         .hint(format!("its log: {}", paths.log().display()))
         .hint("if it hangs: end it with kill, and the next command starts another one (VMs run on)")
         .into()

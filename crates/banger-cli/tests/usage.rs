@@ -4,7 +4,7 @@
 mod environment;
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use environment::banger;
 
@@ -47,6 +47,29 @@ fn usage_is_2_and_125_where_a_guest_command_is_run() {
         assert!(err.contains("hint") || err.contains("--help"), "{args:?} has no hint: {err}");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was made");
+}
+
+/// What is asked because a daemon hangs does not hang with it.
+#[test]
+fn a_silent_daemon_is_told_of() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = dir.path().join("run");
+    std::fs::create_dir(&runtime).unwrap();
+    std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o700)).unwrap();
+    // The kernel takes the connection; nobody answers.
+    let _silent = std::os::unix::net::UnixListener::bind(runtime.join("bangerd.sock")).unwrap();
+    let asked: Vec<_> = [&["daemon", "status"][..], &["daemon", "stop"], &["version"], &["doctor"]]
+        .map(|args| (args, banger(dir.path(), args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()))
+        .into();
+    for (args, child) in asked {
+        let output = child.unwrap().wait_with_output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.contains("the daemon does not answer"), "{args:?}: {said}");
+        assert!(said.contains("bangerd.sock and said nothing for 10 s"), "{args:?}: {said}");
+    }
 }
 
 #[test]

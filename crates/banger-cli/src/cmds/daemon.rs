@@ -73,10 +73,8 @@ impl Verb {
 impl Status {
     async fn run(self, context: &Context) -> Result<u8, CliError> {
         let ui = context.ui;
-        let status = match Client::running(&context.paths).await? {
-            Some(mut client) => Some(client.call::<DaemonStatus>(Request::Status {}).await?),
-            None => None,
-        };
+        let status = Client::glance::<DaemonStatus>(&context.paths, Request::Status {}).await?;
+        let status = status.map(|(_, status)| status);
         let code = u8::from(status.is_none());
         if self.json {
             let daemon = status.as_ref().map(doc::DaemonDetails::from);
@@ -104,11 +102,11 @@ impl Status {
 }
 
 async fn stop(context: &Context) -> Result<u8, CliError> {
-    let Some(mut client) = Client::running(&context.paths).await? else {
+    let asked = Client::glance::<DaemonStatus>(&context.paths, Request::Status {}).await?;
+    let Some((mut client, status)) = asked else {
         context.ui.status("bangerd does not run");
         return Ok(0);
     };
-    let status: DaemonStatus = client.call(Request::Status {}).await?;
     let pid = i32::try_from(status.pid).ok().and_then(Pid::from_raw);
     let ended = match pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
         Some(Ok(fd)) => Some(signals::readable(fd).map_err(io_error("cannot watch the daemon"))?),

@@ -21,10 +21,8 @@ pub(crate) struct Version {
 
 impl Version {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
-        let daemon = match Client::running(&context.paths).await? {
-            Some(mut client) => Some(client.call::<ServiceInfo>(Request::GetInfo).await?.version),
-            None => None,
-        };
+        let daemon = Client::glance::<ServiceInfo>(&context.paths, Request::GetInfo).await?;
+        let daemon = daemon.map(|(_, info)| info.version);
         let (version, commit) = (env!("CARGO_PKG_VERSION"), commit());
         if self.json {
             context.ui.json(&document(doc::Version {

@@ -262,12 +262,8 @@ fn configuration(context: &Context) -> Check {
 
 async fn answers(context: &Context) -> Check {
     let id = "daemon";
-    let asked = async {
-        let Some(mut client) = Client::running(&context.paths).await? else { return Ok(None) };
-        Ok::<_, CliError>(Some(client.call::<DaemonStatus>(Request::Status {}).await?))
-    };
-    match asked.await {
-        Ok(Some(status)) => {
+    match Client::glance::<DaemonStatus>(&context.paths, Request::Status {}).await {
+        Ok(Some((_, status))) => {
             let text = format!(
                 "{} answers, process {}, {} VMs, {} running",
                 status.version, status.pid, status.vms, status.running
