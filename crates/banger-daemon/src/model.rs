@@ -106,6 +106,14 @@ pub enum JobKind {
     VmStart,
     /// Stops one.
     VmStop,
+    /// Stops one and starts it again.
+    VmRestart,
+    /// Ends one without an orderly stop.
+    VmKill,
+    /// Stops its vCPUs.
+    VmPause,
+    /// Lets them go on.
+    VmResume,
     /// Deletes one.
     VmDelete,
     /// Makes an image of a tar archive.
@@ -123,6 +131,10 @@ impl JobKind {
             Self::VmCreate => "vm-create",
             Self::VmStart => "vm-start",
             Self::VmStop => "vm-stop",
+            Self::VmRestart => "vm-restart",
+            Self::VmKill => "vm-kill",
+            Self::VmPause => "vm-pause",
+            Self::VmResume => "vm-resume",
             Self::VmDelete => "vm-delete",
             Self::ImageImport => "image-import",
             Self::ImageRegister => "image-register",

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     ByteSize, Digest, ErrorReport, ImageName, JobId, KernelName, SessionId, VmId, VmName, VmSpec, VmState,
-    spec::Wait,
+    spec::{Signal, Wait},
 };
 
 /// The varlink interface's name.
@@ -41,6 +41,18 @@ pub enum Request {
     /// Asks the guest to end, then forces it after `timeout_s`: [`Accepted`].
     #[serde(rename = "dev.banger.Daemon.VmStop")]
     VmStop { vm: String, timeout_s: u32 },
+    /// Stops a VM as `VmStop` does where it runs, then starts it: [`Accepted`].
+    #[serde(rename = "dev.banger.Daemon.VmRestart")]
+    VmRestart { vm: String, timeout_s: u32, options: StartOptions },
+    /// Ends a VM without an orderly stop: [`Accepted`].
+    #[serde(rename = "dev.banger.Daemon.VmKill")]
+    VmKill { vm: String, signal: Signal },
+    /// Stops the vCPUs of a VM: [`Accepted`].
+    #[serde(rename = "dev.banger.Daemon.VmPause")]
+    VmPause { vm: String },
+    /// Lets the vCPUs of a paused VM go on: [`Accepted`].
+    #[serde(rename = "dev.banger.Daemon.VmResume")]
+    VmResume { vm: String },
     /// Deletes a VM with its disk; a running one needs `force`: [`Accepted`].
     #[serde(rename = "dev.banger.Daemon.VmDelete")]
     VmDelete { vm: String, force: bool },
@@ -369,7 +381,7 @@ pub enum ProgressUnit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum JobResult {
-    /// A VM was created, started, stopped or, where `vm` says so, deleted.
+    /// What was asked of a VM is done; this is how it is now.
     Vm { vm: Box<VmInfo> },
     /// A VM is gone.
     VmDeleted { vm: VmKey },

@@ -49,3 +49,13 @@ pub enum Wait {
     /// The image's own init says that it is up (SPEC: systemd `running` or `degraded`).
     Booted,
 }
+
+/// How a VM is ended that is not stopped in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Signal {
+    /// Its VMM is ended at once: for the guest, the power is cut.
+    Kill,
+    /// Its guest is asked to power off, and nobody waits for that or forces it.
+    Term,
+}

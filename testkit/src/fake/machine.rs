@@ -76,6 +76,9 @@ struct FakeMachine {
 impl FakeMachine {
     fn set_paused(&self, paused: bool, doing: &str) -> Result<(), ErrorReport> {
         self.world.change(|state| match state.machines.get_mut(&self.pid) {
+            Some(_) if paused && state.script.refuse_pauses => {
+                Err(ErrorReport::new(ErrorCode::VmmFailed, doing).cause("the fake VMM does not want to"))
+            }
             Some(machine) => {
                 machine.paused = paused;
                 Ok(())

@@ -79,6 +79,7 @@ struct Script {
     boot_takes: Duration,
     disk_full: bool,
     refuse_starts: bool,
+    refuse_pauses: bool,
     hang_start_at: Option<StartPoint>,
     start_hangs: bool,
 }
@@ -183,6 +184,22 @@ impl FakeWorld {
     /// Whether every VMM ends at once when it is started.
     pub fn refuse_starts(&self, refuse: bool) {
         self.change(|state| state.script.refuse_starts = refuse);
+    }
+
+    /// Whether no VMM stops its vCPUs.
+    pub fn refuse_pauses(&self, refuse: bool) {
+        self.change(|state| state.script.refuse_pauses = refuse);
+    }
+
+    /// Lets a VM's vCPUs go on without a word to any daemon. False where it does not run.
+    pub fn resume(&self, vm: &VmId) -> bool {
+        self.change(|state| match state.machine_of(vm).and_then(|pid| state.machines.get_mut(&pid)) {
+            Some(machine) => {
+                machine.paused = false;
+                true
+            }
+            None => false,
+        })
     }
 
     /// Lets the next start of a VMM come to this point and never return.

@@ -27,6 +27,8 @@ use tokio::time::Instant;
 pub use self::handle::{Handle, View, What};
 
 use self::handle::{Call, Message};
+pub(super) use self::operations::KILLED;
+
 use self::operations::Asked;
 use super::effects::{SharedLive, lock};
 use super::journal::Operation;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use banger_proto::daemon::StartOptions;
-use banger_proto::guest::{GuestFailureCode, Open, Outcome, PowerAction, Progress};
+use banger_proto::guest::{Open, Outcome, Progress};
 use banger_proto::{ErrorCode, ErrorReport, VmId};
 use banger_sys::paths;
 use banger_sys::process::ProcessRecord;
@@ -17,7 +17,7 @@ use super::journal::Effects;
 use super::plan::Step;
 use super::report::sentence;
 use super::world::World;
-use super::{guest_config, identity};
+use super::{guest_config, identity, power_off};
 use crate::console;
 use crate::jobs::Report;
 use crate::model::VmRecord;
@@ -25,9 +25,6 @@ use crate::ports::{
     BootFiles, Guest, Launch, LinkState, Machine, MachineExit, ProcessJournal, ProcessRole, VmDirs,
 };
 use crate::store::{Durability, Store, vms};
-
-/// A guest that is too busy to be asked to end is asked again after so long.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What of a VM lives in this process.
 #[derive(Default)]
@@ -248,7 +245,7 @@ impl VmEffects {
                 }
                 Ok(())
             }
-            other => Err(self.refused(Step::Configure, other)),
+            other => Err(self.refused(Step::Configure, &other)),
         }
     }
 
@@ -257,7 +254,7 @@ impl VmEffects {
         self.report.stage("grow the root file system");
         match self.ask(&boot, &*guest, Open::GrowRoot).await? {
             Outcome::Grown { .. } => Ok(()),
-            other => Err(self.refused(Step::GrowRoot, other)),
+            other => Err(self.refused(Step::GrowRoot, &other)),
         }
     }
 
@@ -278,7 +275,7 @@ impl VmEffects {
                 self.live().degraded = units;
                 Ok(())
             }
-            other => Err(self.refused(Step::AwaitBoot, other)),
+            other => Err(self.refused(Step::AwaitBoot, &other)),
         }
     }
 
@@ -293,18 +290,8 @@ impl VmEffects {
     }
 
     /// An outcome that is a failure, or no answer to what was asked.
-    fn refused(&self, step: Step, outcome: Outcome) -> ErrorReport {
-        let report = ErrorReport::new(ErrorCode::GuestFailed, self.message(step));
-        match outcome {
-            Outcome::Failed(failure) => report.cause(console::printable(&failure.message)),
-            Outcome::Configured(_)
-            | Outcome::Exited { .. }
-            | Outcome::Health(_)
-            | Outcome::Booted(_)
-            | Outcome::Grown { .. }
-            | Outcome::ShuttingDown
-            | Outcome::Unpacked { .. } => report.cause("its agent answered something else than was asked"),
-        }
+    fn refused(&self, step: Step, outcome: &Outcome) -> ErrorReport {
+        ErrorReport::new(ErrorCode::GuestFailed, self.message(step)).cause(power_off::words(outcome))
     }
 
     /// Asks the guest to end and gives it time. What does not work out here is mended by the next step.
@@ -315,22 +302,8 @@ impl VmEffects {
         };
         let (Some(machine), Some(guest)) = (machine, guest) else { return };
         self.report.stage("ask the guest to shut down");
-        let mut exit = machine.exit();
         let asked = async {
-            loop {
-                let open = Open::Shutdown { action: PowerAction::PowerOff };
-                tokio::select! {
-                    // Gone before it answered: that is what was wanted.
-                    _ = exit.wait_for(Option::is_some) => return Ok(()),
-                    answer = guest.request(open, &|_| {}) => match answer? {
-                        Outcome::ShuttingDown => break,
-                        // It is going down already, because it was asked before; or has too much to do at the moment.
-                        Outcome::Failed(failure) if failure.code == GuestFailureCode::Busy => {}
-                        other => return Err(self.refused(Step::AskGuest, other)),
-                    },
-                }
-                tokio::time::sleep(ASK_AGAIN).await;
-            }
+            power_off::ask(&*machine, &guest, |other| self.refused(Step::AskGuest, &other)).await?;
             // An error means that the machine is gone, which is as good.
             let _ = machine.exit().wait_for(Option::is_some).await;
             Ok(())

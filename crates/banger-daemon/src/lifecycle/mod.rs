@@ -4,6 +4,7 @@
 //! - [`plan`]: which steps an operation has.
 //! - [`journal`]: runs them, and undoes them.
 //! - [`effects`]: what the steps do, through the ports.
+//! - `power_off`: how a guest is asked to end.
 //! - [`driver`]: the task. Only it writes its VM's state.
 //! - [`recover`]: what an earlier daemon left.
 
@@ -18,6 +19,7 @@ pub mod identity;
 pub mod journal;
 pub mod lease;
 pub mod plan;
+mod power_off;
 pub mod recover;
 mod report;
 pub mod state;

@@ -16,6 +16,8 @@ pub enum Kind {
     Start,
     /// Ends it in order.
     Stop,
+    /// Ends it at once.
+    Kill,
     /// Cleans up after its machine ended.
     Settle,
     /// Removes it.
@@ -24,7 +26,8 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Create, Self::Start, Self::Stop, Self::Settle, Self::Delete];
+    pub const ALL: [Self; 6] =
+        [Self::Create, Self::Start, Self::Stop, Self::Kill, Self::Settle, Self::Delete];
 
     /// The word in the journal and in sentences.
     pub const fn as_str(self) -> &'static str {
@@ -32,6 +35,7 @@ impl Kind {
             Self::Create => "create",
             Self::Start => "start",
             Self::Stop => "stop",
+            Self::Kill => "kill",
             Self::Settle => "clean up after",
             Self::Delete => "delete",
         }
@@ -41,7 +45,7 @@ impl Kind {
     pub const fn after_crash(self) -> AfterCrash {
         match self {
             Self::Create | Self::Start => AfterCrash::Undo,
-            Self::Stop | Self::Settle | Self::Delete => AfterCrash::Finish,
+            Self::Stop | Self::Kill | Self::Settle | Self::Delete => AfterCrash::Finish,
         }
     }
 
@@ -49,7 +53,7 @@ impl Kind {
     pub const fn waits_for_guest(self) -> bool {
         match self {
             Self::Start | Self::Stop => true,
-            Self::Create | Self::Settle | Self::Delete => false,
+            Self::Create | Self::Kill | Self::Settle | Self::Delete => false,
         }
     }
 
@@ -252,6 +256,11 @@ pub fn stop(within: Duration) -> Plan {
     Plan { stop_within: Some(within), ..Plan::new(Kind::Stop, stages) }
 }
 
+/// The plan for ending a machine at once.
+pub fn kill() -> Plan {
+    Plan::new(Kind::Kill, vec![vec![Step::EndVmm], vec![Step::Unlink], vec![Step::CleanUp]])
+}
+
 /// The plan for cleaning up after a machine that ended.
 pub fn settle() -> Plan {
     Plan::new(Kind::Settle, vec![vec![Step::Unlink], vec![Step::CleanUp]])
@@ -285,9 +294,8 @@ mod tests {
 
     #[test]
     fn a_plan_names_no_step_twice() {
-        for plan in
-            [create(), start(Wait::Booted, RootSize::Larger), stop(Duration::ZERO), settle(), delete()]
-        {
+        let start = start(Wait::Booted, RootSize::Larger);
+        for plan in [create(), start, stop(Duration::ZERO), kill(), settle(), delete()] {
             let mut steps: Vec<_> = plan.stages.concat();
             let count = steps.len();
             steps.sort_unstable();
@@ -299,7 +307,7 @@ mod tests {
     #[test]
     fn exactly_those_wait_for_the_guest_that_can_be_called_off() {
         let start = start(Wait::Agent, RootSize::AsImage);
-        for plan in [create(), start, stop(Duration::ZERO), settle(), delete()] {
+        for plan in [create(), start, stop(Duration::ZERO), kill(), settle(), delete()] {
             let steps = plan.stages.concat();
             let waits = steps.into_iter().any(Step::may_be_called_off);
             assert_eq!(plan.kind.waits_for_guest(), waits, "{plan:?}");

@@ -10,7 +10,7 @@ use std::time::Duration;
 use banger_proto::{ErrorCode, ErrorReport, VmState};
 use banger_sys::process::{self, ProcessRecord};
 
-use super::driver::Unfinished;
+use super::driver::{KILLED, Unfinished};
 use super::effects::{SharedLive, VmEffects, lock};
 use super::journal::{Effects, Journal};
 use super::plan::{self, AfterCrash, Kind, Plan, RootSize, Step};
@@ -117,6 +117,7 @@ async fn operation(
             world.journal.close(&operation, true, move |conn| vms::delete(conn, &id)).await?;
             return Ok(Recovered::Gone);
         }
+        (Kind::Kill, _) => Some(KILLED),
         (Kind::Stop, _) | (_, VmState::Stopping) => {
             Some("the daemon ended while it was stopping; that was finished later")
         }
@@ -142,6 +143,7 @@ fn plan_of(kind: Kind, stop_within: Option<Duration>) -> Plan {
         Kind::Create => plan::create(),
         Kind::Start => plan::start(banger_proto::spec::Wait::Agent, RootSize::AsImage),
         Kind::Stop => plan::stop(stop_within.unwrap_or_default()),
+        Kind::Kill => plan::kill(),
         Kind::Settle => plan::settle(),
         Kind::Delete => plan::delete(),
     }
@@ -155,6 +157,13 @@ async fn at_rest_or_running(world: &Arc<World>, record: &mut VmRecord) -> Result
             // Its vCPUs were let go on for a stop that was never begun.
             record.state = VmState::Running;
             save(world, record).await?;
+        }
+        let machine = lock(&live).machine.clone();
+        if record.state == VmState::Paused
+            && let Some(machine) = machine
+        {
+            // The store says so from before a pause until after a resume; the daemon may have ended in between.
+            machine.pause().await?;
         }
         return Ok(Recovered::Runs(record.clone(), live));
     }

@@ -1,12 +1,12 @@
 //! What may happen to a VM, and what follows. Pure: no clock, no lock, no await.
 //!
 //! ```text
-//!             start            started              stop
-//!   created --------> starting --------> running <------- paused
-//!      |                | |  ^             | | ^  pause/resume
-//!      |   start failed | |  '- reboot ----' |
-//!      |                v |                  | stop, power off, died
-//!      |      error <---' '---> stopping <---'
+//!             start            started           pause/resume
+//!   created --------> starting --------> running <------> paused
+//!      |               | |  ^ ^            |  |              |
+//!      |  start failed | |  | '-- reboot --'  | stop, restart, kill, power off, died
+//!      |               v |  | restart         |              |
+//!      |      error <--' '--+-> stopping <----'--------------'
 //!      |        |                  | |
 //!      '--------+-- delete --------' '--> stopped, error, or deleted; running where a stop is called off
 //! ```
@@ -23,12 +23,18 @@ pub enum Event {
     Start,
     /// A user wants it to end in order.
     Stop,
+    /// A user wants it to end in order, and to start again.
+    Restart,
+    /// A user wants it to end at once.
+    Kill,
     /// A user, or the end of a lease, wants it gone.
     Delete(Force),
     /// Its vCPUs are to stop.
     Pause,
     /// Its vCPUs are to go on.
     Resume,
+    /// The stop is done that is the first half of a restart.
+    Halfway,
     /// The start has succeeded.
     Started,
     /// What waited for the guest was called off, and nothing is to follow: a start is undone, a stop lets it run on.
@@ -92,6 +98,10 @@ pub enum Action {
     CallOff,
     /// Begin an orderly stop.
     Stop,
+    /// An orderly stop as the first half of a restart: the VM does not come to rest after it.
+    StopFirst,
+    /// End the machine at once.
+    Kill,
     /// Clean up after a machine that ended, then come to rest.
     Settle(Rest),
     /// Clean up after a machine that ended, or that an error left, as the first part of a start.
@@ -122,6 +132,8 @@ pub enum Denied {
     NotRunning,
     /// It runs, and `Force::No` was said.
     NeedsForce,
+    /// It is paused.
+    Paused,
     /// Another operation is under way.
     Busy,
     /// This cannot happen in that state: a defect of the caller.
@@ -137,13 +149,27 @@ pub fn next(state: VmState, event: Event) -> Result<(Next, Vec<Action>), Denied>
         // A stop that failed may have left its machine: there is never a second one.
         (Error, Event::Start) => to(Starting, &[Action::CleanUp, Action::Start]),
         (Starting | Running, Event::Start) => Err(Denied::Already),
-        (Paused | Stopping, Event::Start) => Err(Denied::Busy),
+        (Paused, Event::Start) => Err(Denied::Paused),
+        (Stopping, Event::Start) => Err(Denied::Busy),
 
         (Starting, Event::Stop) => to(Stopping, &[Action::CallOff, Action::Stop]),
         (Running | Error, Event::Stop) => to(Stopping, &[Action::Stop]),
         (Paused, Event::Stop) => to(Stopping, &[Action::Resume, Action::Stop]),
         (Created | Stopped, Event::Stop) => Err(Denied::NotRunning),
         (Stopping, Event::Stop) => Err(Denied::Already),
+
+        (Created | Stopped, Event::Restart) => to(Starting, &[Action::Start]),
+        (Error, Event::Restart) => to(Starting, &[Action::CleanUp, Action::Start]),
+        (Starting, Event::Restart) => to(Stopping, &[Action::CallOff, Action::StopFirst, Action::Start]),
+        (Running, Event::Restart) => to(Stopping, &[Action::StopFirst, Action::Start]),
+        (Paused, Event::Restart) => to(Stopping, &[Action::Resume, Action::StopFirst, Action::Start]),
+        (Stopping, Event::Restart) => Err(Denied::Already),
+        (Stopping, Event::Halfway) => to(Starting, &[]),
+        (Created | Starting | Running | Paused | Stopped | Error, Event::Halfway) => Err(Denied::Impossible),
+
+        (Running | Paused | Error, Event::Kill) => to(Stopping, &[Action::Kill]),
+        (Starting | Stopping, Event::Kill) => to(Stopping, &[Action::CallOff, Action::Kill]),
+        (Created | Stopped, Event::Kill) => Err(Denied::NotRunning),
 
         (Created | Stopped | Error, Event::Delete(Force::No | Force::Yes)) => to(Stopping, &[Action::Delete]),
         (Starting, Event::Delete(Force::Yes)) => to(Stopping, &[Action::CallOff, Action::Delete]),
@@ -198,7 +224,7 @@ impl Denied {
         let cause = match self {
             Self::Already => format!("it is {state} already"),
             Self::NotRunning => format!("it does not run: it is {state}"),
-            Self::NeedsForce => format!("it is {state}"),
+            Self::NeedsForce | Self::Paused => format!("it is {state}"),
             Self::Busy => format!("it is {state}, and something else is under way"),
             Self::Impossible => format!("that cannot happen while it is {state}"),
         };
@@ -209,6 +235,10 @@ impl Denied {
             Self::NeedsForce => report
                 .hint(format!("banger vm delete -f {name} ends and deletes it"))
                 .hint(format!("banger vm stop {name} ends it in order")),
+            Self::Paused => report.hint(format!("banger vm resume {name} lets it go on")),
+            Self::Already if state == VmState::Paused => {
+                report.hint(format!("banger vm resume {name} lets it go on"))
+            }
             Self::Already | Self::Busy => report.hint(format!("banger vm show {name}")),
             Self::Impossible => report,
         }

@@ -66,6 +66,12 @@ impl Api {
             }
             Request::VmStart { vm, options } => one(services.vm_start(&vm, options).await?),
             Request::VmStop { vm, timeout_s } => one(services.vm_stop(&vm, timeout_s).await?),
+            Request::VmRestart { vm, timeout_s, options } => {
+                one(services.vm_restart(&vm, timeout_s, options).await?)
+            }
+            Request::VmKill { vm, signal } => one(services.vm_kill(&vm, signal).await?),
+            Request::VmPause { vm } => one(services.vm_pause(&vm).await?),
+            Request::VmResume { vm } => one(services.vm_resume(&vm).await?),
             Request::VmDelete { vm, force } => one(services.vm_delete(&vm, force).await?),
             Request::VmHold { vm } => {
                 services.vm_hold(&vm, fds.take("VmHold")?).await?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use banger_proto::{ErrorCode, ErrorReport, VmId};
+use banger_proto::{ErrorReport, VmId, pick};
 
 use super::contents;
 use crate::lifecycle::driver::{Driver, Handle, View};
@@ -85,37 +85,11 @@ impl Drivers {
     /// The VM with this name, this id, or the only one whose id begins so.
     pub(super) fn find(&self, text: &str) -> Result<Handle, ErrorReport> {
         let handles = self.lock();
-        let there = || handles.values().filter(|handle| !handle.view().gone);
-        let exact = there().find(|handle| {
-            let record = handle.view().record;
-            record.name.as_str() == text || record.id.as_str() == text
+        let there = handles.values().filter_map(|handle| {
+            let view = handle.view();
+            (!view.gone).then(|| (view.record.key(), handle.clone()))
         });
-        if let Some(handle) = exact {
-            return Ok(handle.clone());
-        }
-        let found: Vec<&Handle> = if text.is_empty() {
-            Vec::new()
-        } else {
-            there().filter(|handle| handle.view().record.id.as_str().starts_with(text)).collect()
-        };
-        match found[..] {
-            [handle] => Ok(handle.clone()),
-            [] => {
-                let shown: String = text.chars().filter(|char| !char.is_control()).take(64).collect();
-                Err(ErrorReport::new(ErrorCode::NotFound, format!("there is no VM '{shown}'"))
-                    .hint("banger vm list shows the VMs that there are"))
-            }
-            _ => {
-                let names: Vec<String> = found
-                    .iter()
-                    .map(|handle| handle.view().record)
-                    .map(|record| format!("{} ({})", record.id, record.name))
-                    .collect();
-                Err(ErrorReport::new(ErrorCode::Ambiguous, format!("'{text}' fits several VMs"))
-                    .cause(format!("it begins the ids {}", names.join(", ")))
-                    .hint("give more of the id, or the name"))
-            }
-        }
+        pick(text, there)
     }
 
     /// Lets go of every VM.

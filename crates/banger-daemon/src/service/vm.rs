@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_proto::daemon::{Accepted, JobResult, StartOptions, VmInfo, VmList};
+use banger_proto::spec::Signal;
 use banger_proto::{ByteSize, ErrorCode, ErrorReport, SessionId, VmId, VmSpec, VmState};
 use tokio::net::UnixStream;
 
@@ -166,11 +167,46 @@ impl Services {
 
     /// `VmStop`.
     pub async fn vm_stop(&self, vm: &str, timeout_s: u32) -> Result<Accepted, ErrorReport> {
-        if timeout_s > MAX_TIMEOUT {
-            check_timeout(timeout_s)?;
+        self.vm_job(vm, JobKind::VmStop, What::Stop(stop_within(timeout_s)?)).await
+    }
+
+    /// `VmRestart`.
+    pub async fn vm_restart(
+        &self,
+        vm: &str,
+        timeout_s: u32,
+        options: StartOptions,
+    ) -> Result<Accepted, ErrorReport> {
+        check_timeout(options.timeout_s)?;
+        let within = stop_within(timeout_s)?;
+        self.vm_job(vm, JobKind::VmRestart, What::Restart(within, options)).await
+    }
+
+    /// `VmKill`.
+    pub async fn vm_kill(&self, vm: &str, signal: Signal) -> Result<Accepted, ErrorReport> {
+        match signal {
+            Signal::Kill => self.vm_job(vm, JobKind::VmKill, What::Kill).await,
+            Signal::Term => {
+                // No request to its driver: what is asked of the guest changes no state by itself.
+                let (handle, job, accepted) = self.vm_job_begun(vm, JobKind::VmKill).await?;
+                let world = self.drivers.world().clone();
+                tokio::spawn(async move {
+                    let asked = handle.power_off(&*job, job.cancel()).await;
+                    finish(&world, asked, &job).await;
+                });
+                Ok(accepted)
+            }
         }
-        let within = Duration::from_secs(u64::from(timeout_s));
-        self.vm_job(vm, JobKind::VmStop, What::Stop(within)).await
+    }
+
+    /// `VmPause`.
+    pub async fn vm_pause(&self, vm: &str) -> Result<Accepted, ErrorReport> {
+        self.vm_job(vm, JobKind::VmPause, What::Pause).await
+    }
+
+    /// `VmResume`.
+    pub async fn vm_resume(&self, vm: &str) -> Result<Accepted, ErrorReport> {
+        self.vm_job(vm, JobKind::VmResume, What::Resume).await
     }
 
     /// `VmDelete`.
@@ -180,13 +216,22 @@ impl Services {
     }
 
     async fn vm_job(&self, vm: &str, kind: JobKind, what: What) -> Result<Accepted, ErrorReport> {
+        let (handle, job, accepted) = self.vm_job_begun(vm, kind).await?;
+        let world = self.drivers.world().clone();
+        tokio::spawn(async move { carry_out(&world, &handle, what, &job).await });
+        Ok(accepted)
+    }
+
+    async fn vm_job_begun(
+        &self,
+        vm: &str,
+        kind: JobKind,
+    ) -> Result<(Handle, Arc<Job>, Accepted), ErrorReport> {
         let handle = self.drivers.find(vm)?;
         let key = handle.view().record.key();
         let job = Arc::new(self.jobs.begin(kind, Some(&key)).await?);
         let accepted = Accepted { job: job.id().clone(), vm: Some(key) };
-        let world = self.drivers.world().clone();
-        tokio::spawn(async move { carry_out(&world, &handle, what, &job).await });
-        Ok(accepted)
+        Ok((handle, job, accepted))
     }
 
     /// `VmHold`.
@@ -230,7 +275,7 @@ impl Services {
             (VmState::Paused, _) => {
                 return Err(ErrorReport::new(ErrorCode::WrongState, format!("cannot reach VM '{name}'"))
                     .cause("it is paused")
-                    .hint(format!("banger vm stop {name} ends it")));
+                    .hint(format!("banger vm resume {name}")));
             }
             (state, _) => {
                 return Err(ErrorReport::new(ErrorCode::WrongState, format!("cannot reach VM '{name}'"))
@@ -260,7 +305,11 @@ impl Services {
 /// Has a VM's driver do something, and tells how it ended as the job's result.
 async fn carry_out(world: &crate::lifecycle::world::World, handle: &Handle, what: What, job: &Arc<Job>) {
     let cancel: Cancel = job.cancel().clone();
-    let result = match handle.call(what, job.clone(), cancel).await {
+    finish(world, handle.call(what, job.clone(), cancel).await, job).await;
+}
+
+async fn finish(world: &crate::lifecycle::world::World, done: Result<View, ErrorReport>, job: &Job) {
+    let result = match done {
         Err(error) => JobResult::Failed { error },
         Ok(view) if view.gone => JobResult::VmDeleted { vm: view.record.key() },
         Ok(view) => vm_result(world, &view).await,
@@ -314,6 +363,14 @@ fn check_env(spec: &VmSpec) -> Result<(), ErrorReport> {
         return Err(invalid(format!("the environment is too large: {total} bytes, {MAX_ENV} are the most")));
     }
     Ok(())
+}
+
+/// How long a guest has to end by itself. 0 is possible: it is forced at once.
+fn stop_within(seconds: u32) -> Result<Duration, ErrorReport> {
+    if seconds > MAX_TIMEOUT {
+        check_timeout(seconds)?;
+    }
+    Ok(Duration::from_secs(u64::from(seconds)))
 }
 
 fn check_timeout(seconds: u32) -> Result<(), ErrorReport> {

@@ -12,7 +12,7 @@ use banger_daemon::lifecycle::faults::{Point, Side};
 use banger_daemon::lifecycle::plan::{self, AfterCrash, Kind, Plan, RootSize, Step};
 use banger_proto::VmState;
 use banger_proto::daemon::Accepted;
-use banger_proto::spec::Wait;
+use banger_proto::spec::{Signal, Wait};
 use testkit::fake::FakeWorld;
 use testkit::faults::{Fault, FaultScript};
 
@@ -25,6 +25,8 @@ enum Trigger {
     CreateAndStart(Wait),
     Start(Wait),
     Stop,
+    Restart,
+    Kill,
     PowerOff,
     Reboot,
     Die,
@@ -58,6 +60,9 @@ fn scenarios() -> Vec<Scenario> {
             add(plan::start(wait, root), trigger, ephemeral, larger, false);
         }
         add(plan::stop(Duration::from_secs(5)), Trigger::Stop, ephemeral, false, true);
+        add(plan::stop(Duration::from_secs(5)), Trigger::Restart, ephemeral, false, true);
+        add(plan::start(Wait::Booted, RootSize::AsImage), Trigger::Restart, ephemeral, false, true);
+        add(plan::kill(), Trigger::Kill, ephemeral, false, true);
         for trigger in [Trigger::PowerOff, Trigger::Die, Trigger::Reboot] {
             add(plan::settle(), trigger, ephemeral, false, true);
         }
@@ -220,6 +225,10 @@ async fn trigger(
         Trigger::CreateAndStart(wait) => create(held, Some(options(wait))).await,
         Trigger::Start(wait) => services.vm_start(NAME, options(wait)).await.map(Some).map_err(whole),
         Trigger::Stop => services.vm_stop(NAME, 5).await.map(Some).map_err(whole),
+        Trigger::Restart => {
+            services.vm_restart(NAME, 5, options(Wait::Booted)).await.map(Some).map_err(whole)
+        }
+        Trigger::Kill => services.vm_kill(NAME, Signal::Kill).await.map(Some).map_err(whole),
         Trigger::Delete => services.vm_delete(NAME, true).await.map(Some).map_err(whole),
         Trigger::PowerOff => happens(client.world.power_off(&client.id().await?)),
         Trigger::Reboot => happens(client.world.reboot(&client.id().await?)),

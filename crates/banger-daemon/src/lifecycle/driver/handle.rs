@@ -4,17 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_proto::daemon::{StartOptions, VmInfo, VmmInfo};
-use banger_proto::{ByteSize, ErrorCode, ErrorReport};
+use banger_proto::{ByteSize, ErrorCode, ErrorReport, VmState};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::jobs::Report;
 use crate::lifecycle::cancel::Cancel;
 use crate::lifecycle::effects::{SharedLive, lock};
 use crate::lifecycle::lease::Lease;
+use crate::lifecycle::power_off;
 use crate::lifecycle::state::{Event, Force};
 use crate::lifecycle::world::World;
 use crate::model::VmRecord;
 use crate::ports::Guest;
+
+/// A guest that is only asked to power off has so long to say that it does.
+const SAYS_SO: Duration = Duration::from_secs(10);
 
 /// A VM as the rest of the daemon sees it.
 #[derive(Debug, Clone)]
@@ -34,6 +38,10 @@ pub enum What {
     Start(StartOptions),
     /// End it; the guest has so long to do that itself.
     Stop(Duration),
+    /// End it as `Stop` does where it runs, and start it.
+    Restart(Duration, StartOptions),
+    /// End it at once.
+    Kill,
     /// Delete it.
     Delete(Force),
     /// Stop its vCPUs.
@@ -108,6 +116,8 @@ impl What {
         match self {
             Self::Start(_) => (Event::Start, "start"),
             Self::Stop(_) => (Event::Stop, "stop"),
+            Self::Restart(..) => (Event::Restart, "restart"),
+            Self::Kill => (Event::Kill, "kill"),
             Self::Delete(force) => (Event::Delete(force), "delete"),
             Self::Pause => (Event::Pause, "pause"),
             Self::Resume => (Event::Resume, "resume"),
@@ -159,6 +169,46 @@ impl Handle {
             return Err(self.gone());
         }
         answer.await.unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    /// Asks the guest to power off, and waits until it says that it does, not until it has.
+    pub async fn power_off(&self, report: &dyn Report, cancel: &Cancel) -> Result<View, ErrorReport> {
+        let record = self.view().record;
+        let name = &record.name;
+        let failed = |code| ErrorReport::new(code, format!("cannot ask VM '{name}' to power off"));
+        let at_once = format!("banger vm kill {name} ends it at once");
+        let live = {
+            let live = lock(&self.live);
+            live.machine.clone().zip(live.guest.clone())
+        };
+        let (machine, guest) = match (record.state, live) {
+            (VmState::Running, Some(live)) => live,
+            (VmState::Paused, _) => {
+                return Err(failed(ErrorCode::WrongState)
+                    .cause("it is paused, and its guest hears nothing")
+                    .hint(format!("banger vm resume {name} lets it go on"))
+                    .hint(at_once));
+            }
+            (VmState::Starting | VmState::Stopping, _) => {
+                return Err(failed(ErrorCode::WrongState)
+                    .cause(format!("it is {}", record.state))
+                    .hint(at_once));
+            }
+            (state, _) => {
+                return Err(failed(ErrorCode::WrongState)
+                    .cause(format!("it does not run: it is {state}"))
+                    .hint(format!("banger vm start {name}")));
+            }
+        };
+        report.stage("ask the guest to power off");
+        let refused = |outcome| failed(ErrorCode::GuestFailed).cause(power_off::words(&outcome));
+        tokio::select! {
+            asked = power_off::ask(&*machine, &guest, refused) => asked.map(|()| self.view()),
+            why = cancel.cancelled() => Err(failed(ErrorCode::Cancelled).cause(why.message)),
+            () = tokio::time::sleep(SAYS_SO) => Err(failed(ErrorCode::TimedOut)
+                .cause(format!("its agent did not answer within {} s", SAYS_SO.as_secs()))
+                .hint(at_once)),
+        }
     }
 
     /// Gives the VM a new lease.

@@ -23,10 +23,13 @@ use crate::lifecycle::plan::{self, Kind, Plan, RootSize};
 use crate::lifecycle::report::{both, sentence};
 use crate::lifecycle::state::{Action, Event, Next, Rest};
 use crate::model::VmRecord;
+use crate::ports::Machine;
 use crate::store::{Durability, vms};
 
 /// How a VM is started again that its guest restarted: nobody waits for it, so its agent is enough.
 const REBOOT: StartOptions = StartOptions { wait: Wait::Agent, timeout_s: 120 };
+/// Why it is stopped.
+pub(in crate::lifecycle) const KILLED: &str = "it was killed";
 
 /// Who asked for an operation, and how it is wanted.
 pub(super) struct Asked {
@@ -41,8 +44,12 @@ impl Asked {
     /// A caller did.
     pub(super) fn by(call: &Call) -> Self {
         let (report, cancel) = (call.report.clone(), call.cancel.clone());
-        let start = if let What::Start(options) = call.what { Some(options) } else { None };
-        let stop_within = if let What::Stop(within) = call.what { within } else { Duration::ZERO };
+        let (stop_within, start) = match call.what {
+            What::Start(options) => (Duration::ZERO, Some(options)),
+            What::Stop(within) => (within, None),
+            What::Restart(within, options) => (within, Some(options)),
+            What::Kill | What::Delete(_) | What::Pause | What::Resume => (Duration::ZERO, None),
+        };
         Self { report, cancel, start, stop_within }
     }
 
@@ -105,6 +112,12 @@ impl Driver {
                         self.operate(plan::stop(asked.stop_within), VmState::Stopping, asked).await?;
                     self.rest(&operation, Rest::Stopped).await?;
                 }
+                Action::StopFirst => self.stop_first(asked).await?,
+                Action::Kill => {
+                    let operation = self.operate(plan::kill(), VmState::Stopping, asked).await?;
+                    self.record.cause = Some(KILLED.into());
+                    self.rest(&operation, Rest::Stopped).await?;
+                }
                 Action::Settle(rest) => {
                     let operation = self.operate(plan::settle(), rest.state(), asked).await?;
                     self.rest(&operation, *rest).await?;
@@ -114,10 +127,23 @@ impl Driver {
                     let _ = self.operate(plan::settle(), asked.while_starting(), asked).await?;
                 }
                 Action::Delete => self.delete(asked).await?,
-                Action::Pause => self.vcpus(VmState::Running, "pause").await?,
-                Action::Resume => self.vcpus(VmState::Paused, "resume").await?,
+                Action::Pause => self.pause().await?,
+                Action::Resume => self.resume().await?,
             }
         }
+        Ok(())
+    }
+
+    /// The first half of a restart. The stop stays open until the start replaces it: the VM is nowhere at rest between
+    /// them.
+    async fn stop_first(&mut self, asked: &Asked) -> Result<(), ErrorReport> {
+        self.record.cause = None;
+        let stop = self.operate(plan::stop(asked.stop_within), VmState::Stopping, asked).await?;
+        if self.taken_over() || self.detach {
+            // It came too late to call the stop off: what takes over replaces it, or the next daemon ends it.
+            return Err(self.off(&stop, "it is not to start again"));
+        }
+        self.event(Event::Halfway);
         Ok(())
     }
 
@@ -189,26 +215,41 @@ impl Driver {
         Ok(())
     }
 
-    async fn vcpus(&mut self, before: VmState, verb: &str) -> Result<(), ErrorReport> {
-        let machine = lock(&self.live).machine.clone();
-        let done = match machine {
-            None => {
-                Err(ErrorReport::new(ErrorCode::Internal, format!("cannot {verb} VM '{}'", self.record.name))
-                    .cause("it has no VMM"))
-            }
-            Some(machine) if before == VmState::Running => machine.pause().await,
-            Some(machine) => machine.resume().await,
+    /// Stops the vCPUs. Written down first: what the store has as running never stands still, and the next daemon makes
+    /// true what this one did not come to.
+    async fn pause(&mut self) -> Result<(), ErrorReport> {
+        let paused = async {
+            self.save().await?;
+            self.machine("pause")?.pause().await
         };
-        if let Err(error) = done {
-            if self.record.state != VmState::Stopping {
-                self.enter(Next::State(before));
-                return Err(error);
+        let Err(error) = paused.await else { return Ok(()) };
+        self.enter(Next::State(VmState::Running));
+        let saved = self.save().await;
+        Err(both(error, saved))
+    }
+
+    async fn resume(&mut self) -> Result<(), ErrorReport> {
+        let resumed = async { self.machine("resume")?.resume().await };
+        match resumed.await {
+            Ok(()) => self.save().await,
+            Err(error) if self.record.state != VmState::Stopping => {
+                self.enter(Next::State(VmState::Paused));
+                Err(error)
             }
-            // It is on its way to its end all the same.
-            tracing::warn!(vm = %self.record.id, %error, "cannot resume a VM before it is stopped");
-            return Ok(());
+            Err(error) => {
+                // It is on its way to its end all the same.
+                tracing::warn!(vm = %self.record.id, %error, "cannot resume a VM before it is stopped");
+                Ok(())
+            }
         }
-        self.save().await
+    }
+
+    fn machine(&self, verb: &str) -> Result<Arc<dyn Machine>, ErrorReport> {
+        let machine = lock(&self.live).machine.clone();
+        machine.ok_or_else(|| {
+            ErrorReport::new(ErrorCode::Internal, format!("cannot {verb} VM '{}'", self.record.name))
+                .cause("it has no VMM")
+        })
     }
 
     /// Begins an operation and runs it; the store has the VM in the state `meanwhile` until it ends. Of one that fails,

@@ -20,7 +20,8 @@ impl World {
 
     /// Whether the driver takes requests: between operations, and beside one that waits for the guest.
     fn listens(&self) -> bool {
-        !self.taken_over && matches!(self.work.front(), None | Some(Action::Start | Action::Stop))
+        !self.taken_over
+            && matches!(self.work.front(), None | Some(Action::Start | Action::Stop | Action::StopFirst))
     }
 
     fn request(&mut self, event: Event) {
@@ -39,11 +40,19 @@ impl World {
             // Never beside a machine that is still there.
             assert!(action != Action::Start || !self.vmm || !self.work.is_empty(), "{self:?}");
             match action {
-                Action::CallOff => self.taken_over = true,
-                Action::Pause | Action::Resume => assert!(self.vmm, "no vCPUs to {action:?}"),
-                Action::Start | Action::Stop | Action::Settle(_) | Action::CleanUp | Action::Delete => {
-                    self.work.push_back(action);
+                Action::CallOff => {
+                    self.taken_over = true;
+                    // What was to follow does not.
+                    self.work.truncate(1);
                 }
+                Action::Pause | Action::Resume => assert!(self.vmm, "no vCPUs to {action:?}"),
+                Action::Start
+                | Action::Stop
+                | Action::StopFirst
+                | Action::Kill
+                | Action::Settle(_)
+                | Action::CleanUp
+                | Action::Delete => self.work.push_back(action),
             }
         }
     }
@@ -67,7 +76,8 @@ impl World {
             Action::CleanUp if success => return,
             _ if !success => Event::Failed,
             Action::Start => Event::Started,
-            Action::Stop => Event::Settled(Rest::Stopped),
+            Action::Stop | Action::Kill => Event::Settled(Rest::Stopped),
+            Action::StopFirst => Event::Halfway,
             Action::Settle(rest) => Event::Settled(rest),
             Action::Delete => Event::Deleted,
             Action::CleanUp | Action::CallOff | Action::Pause | Action::Resume => unreachable!(),
@@ -90,7 +100,10 @@ impl World {
                 self.event(Event::CalledOff);
             }
             // A stop of what does not run is not called off but fails.
-            Some(_) => self.event(if self.vmm { Event::CalledOff } else { Event::Failed }),
+            Some(_) => {
+                self.work.clear();
+                self.event(if self.vmm { Event::CalledOff } else { Event::Failed });
+            }
         }
     }
 
@@ -122,6 +135,8 @@ fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         Just(Happening::Event(Event::Start)),
         Just(Happening::Event(Event::Stop)),
+        Just(Happening::Event(Event::Restart)),
+        Just(Happening::Event(Event::Kill)),
         Just(Happening::Event(Event::Delete(Force::No))),
         Just(Happening::Event(Event::Delete(Force::Yes))),
         Just(Happening::Event(Event::Pause)),
@@ -174,6 +189,13 @@ fn the_usual_life() {
         (Event::Resume, VmState::Running),
         (Event::Exited(Exit::Rebooted), VmState::Starting),
         (Event::Started, VmState::Running),
+        (Event::Restart, VmState::Stopping),
+        (Event::Halfway, VmState::Starting),
+        (Event::Started, VmState::Running),
+        (Event::Kill, VmState::Stopping),
+        (Event::Settled(Rest::Stopped), VmState::Stopped),
+        (Event::Restart, VmState::Starting),
+        (Event::Started, VmState::Running),
         (Event::Stop, VmState::Stopping),
         (Event::Settled(Rest::Stopped), VmState::Stopped),
     ] {
@@ -183,6 +205,19 @@ fn the_usual_life() {
     }
     assert_eq!(next(state, Event::Delete(Force::No)).unwrap().0, Next::State(VmState::Stopping));
     assert_eq!(next(VmState::Stopping, Event::Deleted).unwrap().0, Next::Gone);
+}
+
+#[test]
+fn one_that_is_paused_can_be_ended_in_every_way() {
+    for (event, expected) in [
+        (Event::Stop, &[Action::Resume, Action::Stop][..]),
+        (Event::Restart, &[Action::Resume, Action::StopFirst, Action::Start]),
+        (Event::Kill, &[Action::Kill]),
+        (Event::Delete(Force::Yes), &[Action::Delete]),
+    ] {
+        let (next, actions) = next(VmState::Paused, event).unwrap();
+        assert_eq!((next, &actions[..]), (Next::State(VmState::Stopping), expected), "{event:?}");
+    }
 }
 
 #[test]
@@ -203,6 +238,13 @@ fn what_is_refused_says_why_and_what_next() {
         (VmState::Stopping, Event::Delete(Force::No), "delete", "delete -f box"),
         (VmState::Stopped, Event::Stop, "stop", "vm start box"),
         (VmState::Running, Event::Start, "start", "vm show box"),
+        (VmState::Paused, Event::Start, "start", "vm resume box"),
+        (VmState::Paused, Event::Pause, "pause", "vm resume box"),
+        (VmState::Running, Event::Resume, "resume", "vm show box"),
+        (VmState::Stopped, Event::Resume, "resume", "vm start box"),
+        (VmState::Created, Event::Pause, "pause", "vm start box"),
+        (VmState::Stopped, Event::Kill, "kill", "vm start box"),
+        (VmState::Stopping, Event::Restart, "restart", "vm show box"),
     ] {
         let report = next(state, event).unwrap_err().report(doing, &name, state);
         assert_eq!(report.code, ErrorCode::WrongState);
