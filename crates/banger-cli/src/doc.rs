@@ -24,12 +24,32 @@ pub(crate) const fn document<T>(content: T) -> Document<T> {
     Document { schema_version: SCHEMA_VERSION, content }
 }
 
-/// `vm list`, `vm create`, `vm start`, `vm stop`.
+/// `vm list`, `vm create`, and the commands on several VMs but `vm delete` and `vm wait`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Vms {
     /// By creation, or in the order of the arguments.
     pub(crate) vms: Vec<Vm>,
+}
+
+/// `vm wait`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct WaitedFor {
+    /// Those that came to rest, in the order of the arguments.
+    pub(crate) vms: Vec<Waited>,
+}
+
+/// A VM that came to rest.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Waited {
+    /// Its id, 12 hexadecimal digits.
+    pub(crate) id: String,
+    /// Its name.
+    pub(crate) name: String,
+    /// created, stopped, error or gone.
+    pub(crate) state: String,
 }
 
 /// `vm show`.
@@ -126,7 +146,7 @@ impl From<&VmInfo> for Vm {
     }
 }
 
-/// `vm delete`, `image delete`, `kernel delete`.
+/// `vm delete`, `vm prune`, `image delete`, `kernel delete`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Deleted {

@@ -1,5 +1,6 @@
 //! Values as they stand on the command line.
 
+use banger_proto::spec::Signal;
 use banger_proto::{ByteSize, VmSpec};
 use std::collections::BTreeMap;
 
@@ -15,6 +16,18 @@ pub(crate) fn seconds(text: &str) -> Result<u32, String> {
         _ => return Err(bad()),
     };
     number.checked_mul(unit).filter(|seconds| (1..=86_400).contains(seconds)).ok_or_else(bad)
+}
+
+/// What can be sent to a VM: `KILL` or `TERM`, also `SIGTERM`, `term` and `15`.
+pub(crate) fn signal(text: &str) -> Result<Signal, String> {
+    let word = text.to_ascii_uppercase();
+    match word.strip_prefix("SIG").unwrap_or(&word) {
+        "KILL" | "9" => Ok(Signal::Kill),
+        "TERM" | "15" => Ok(Signal::Term),
+        _ => Err(format!(
+            "a VM does not take the signal '{text}': KILL ends it at once, TERM asks its guest to power off"
+        )),
+    }
 }
 
 /// A number of vCPUs that a VM can have.
@@ -75,6 +88,20 @@ mod tests {
         assert_eq!(seconds("24h"), Ok(86_400));
         for text in ["", "0", "s", "25h", "1.5m", "-1", "5d"] {
             assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_vm_takes_two_signals() {
+        for text in ["KILL", "kill", "SIGKILL", "9"] {
+            assert_eq!(signal(text), Ok(Signal::Kill), "{text}");
+        }
+        for text in ["TERM", "sigterm", "15"] {
+            assert_eq!(signal(text), Ok(Signal::Term), "{text}");
+        }
+        for text in ["", "INT", "SIG", "HUP", "2", "SIGSIGKILL", "KILL "] {
+            let refused = signal(text).unwrap_err();
+            assert!(refused.contains("KILL ends it") && refused.contains("TERM asks"), "{refused}");
         }
     }
 

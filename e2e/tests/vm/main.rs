@@ -8,6 +8,7 @@ mod exec;
 mod guest;
 mod host;
 mod identity;
+mod lifecycle;
 mod network;
 mod pid1;
 mod refuse;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         run::TESTS,
         exec::TESTS,
         daemon::TESTS,
+        lifecycle::TESTS,
         systemd::TESTS,
         guest::TESTS,
         pid1::TESTS,

@@ -54,6 +54,8 @@ fn vm() -> VmInfo {
 fn schemas_of_vms() {
     check("vm-list", Vms { vms: vec![Vm::from(&vm())] });
     check("vm-show", OneVm { vm: Vm::from(&vm()) });
+    let waited = Waited { id: "0123456789ab".into(), name: "box".into(), state: "gone".into() };
+    check("vm-wait", WaitedFor { vms: vec![waited] });
     check("deleted", Deleted { deleted: vec!["box".into()] });
     assert_eq!(serde_json::to_value(Vm::from(&vm())).unwrap()["created_at"], "2023-11-14T22:13:20Z");
 }

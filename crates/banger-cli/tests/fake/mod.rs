@@ -2,7 +2,7 @@
 //! as often as a test wants. The agent's end of the channel is the real one (`SessionTable`); commands are a few words that
 //! it understands by itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -50,6 +50,16 @@ pub(crate) struct State {
     pub(crate) attached: usize,
     /// What `Unpack` received.
     pub(crate) unpacked: Vec<u8>,
+    /// What there is where a test has several VMs.
+    pub(crate) vms: Vec<Value>,
+    /// What there is from the next listing on, and the next; `None` cuts the connection instead.
+    pub(crate) later: VecDeque<Option<Vec<Value>>>,
+    /// What was asked of them: method and parameters.
+    pub(crate) asked: Vec<(String, Value)>,
+    /// Ids of those that refuse whatever is asked.
+    pub(crate) refuse: Vec<String>,
+    /// The results of their jobs.
+    results: BTreeMap<String, Value>,
     /// Variables and directory of the last command.
     pub(crate) request: Value,
 }
@@ -102,7 +112,28 @@ impl Fake {
     }
 }
 
-fn vm() -> Value {
+/// Begins what is asked of one of several VMs, and has its result ready.
+fn ask(state: &mut State, method: &str, parameters: Value) -> Value {
+    let id = parameters["vm"].as_str().unwrap().to_owned();
+    state.asked.push((method.to_owned(), parameters));
+    let at = state.vms.iter().position(|vm| vm["id"] == id.as_str()).unwrap();
+    let vm = state.vms[at].clone();
+    let result = if state.refuse.contains(&id) {
+        json!({"outcome": "failed", "error":
+            {"code": "wrong_state", "message": format!("cannot do it to VM {}", vm["name"])}})
+    } else if method == "VmDelete" {
+        state.vms.remove(at);
+        json!({"outcome": "vm_deleted", "vm": {"id": id, "name": vm["name"]}})
+    } else {
+        json!({"outcome": "vm", "vm": vm})
+    };
+    let job = format!("{:012x}", 0x100 + state.results.len());
+    state.results.insert(job.clone(), result);
+    json!({"job": job, "vm": {"id": id, "name": vm["name"]}})
+}
+
+/// A VM as it is listed.
+pub(crate) fn vm() -> Value {
     json!({
         "id": "0123456789ab", "name": "box", "state": "running", "image": "tiny", "kernel": "k",
         "image_digest": format!("sha256:{}", "0".repeat(64)), "vcpus": 1, "memory": 1 << 30, "disk": 1 << 30,
@@ -151,6 +182,23 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
                 state.lock().unwrap().lease = fds.pop();
                 reply(stream, json!({}));
             }
+            "VmList" => {
+                let mut state = state.lock().unwrap();
+                match state.later.pop_front() {
+                    Some(Some(vms)) => state.vms = vms,
+                    Some(None) => return,
+                    None => {}
+                }
+                reply(stream, json!({"vms": state.vms}));
+            }
+            "VmStart" | "VmStop" | "VmRestart" | "VmKill" | "VmPause" | "VmResume" => {
+                let accepted = ask(&mut state.lock().unwrap(), &method, parameters);
+                reply(stream, accepted);
+            }
+            "VmDelete" if !state.lock().unwrap().vms.is_empty() => {
+                let accepted = ask(&mut state.lock().unwrap(), &method, parameters);
+                reply(stream, accepted);
+            }
             "VmDelete" => {
                 state.lock().unwrap().exists = false;
                 reply(stream, json!({"job": "00000000000d", "vm": key}));
@@ -186,7 +234,9 @@ fn no_kernel() -> Value {
 /// Sends a job's events after a number; false when the connection is cut.
 fn watch(stream: &UnixStream, parameters: &Value, state: &Arc<Mutex<State>>) -> bool {
     let digest = format!("sha256:{}", "0".repeat(64));
+    let prepared = state.lock().unwrap().results.get(parameters["job"].as_str().unwrap()).cloned();
     let result = match parameters["job"].as_str().unwrap() {
+        _ if prepared.is_some() => prepared.unwrap(),
         "00000000000d" => json!({"outcome": "vm_deleted", "vm": {"id": "0123456789ab", "name": "box"}}),
         "00000000000b" => json!({"outcome": "kernel", "kernel": {"name": "debian-6.1", "release": "6.1",
             "digest": digest, "source": "s", "disk_used": 0, "created_at": 0, "used_by": []}}),
@@ -194,7 +244,7 @@ fn watch(stream: &UnixStream, parameters: &Value, state: &Arc<Mutex<State>>) -> 
             {"code": "cancelled", "message": "VM box was not started"}}),
         _ => json!({"outcome": "vm", "vm": vm()}),
     };
-    let hangs = result["outcome"] == "failed";
+    let hangs = state.lock().unwrap().hangs;
     let events = [
         json!({"event": "stage", "text": "boot"}),
         json!({"event": "note", "text": "it is slow"}),

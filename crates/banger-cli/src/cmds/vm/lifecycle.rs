@@ -1,15 +1,13 @@
-//! `banger vm start`, `stop` and `delete`: several names at once, side by side, reported in order.
+//! `banger vm start`, `stop`, `restart`, `kill`, `pause`, `resume` and `delete`.
 
-use banger_proto::daemon::{Accepted, JobResult, Request};
+use banger_proto::daemon::Request;
+use banger_proto::spec::Signal;
 use clap::Args;
 
-use super::options::StartFlags;
+use super::options::{StartFlags, WaitFor};
+use super::several;
 use crate::context::Context;
-use crate::doc::{self, document};
 use crate::error::CliError;
-use crate::jobs::unexpected;
-use crate::progress::{Lines, Progress};
-use crate::signals::Interrupts;
 use crate::{names, parse};
 
 /// Start VMs that are created or stopped
@@ -41,6 +39,74 @@ pub(crate) struct Stop {
     json: bool,
 }
 
+/// Stop VMs that run, then start them; those at rest are started
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    banger vm restart box\n  \
+    banger vm restart --timeout 5s --wait agent one two")]
+pub(crate) struct Restart {
+    /// Names or ids
+    #[arg(required = true, value_name = "VM", add = names::vms())]
+    vms: Vec<String>,
+    /// Force the stop after this time: 30, 30s, 2m [default: stop_timeout of the configuration]
+    #[arg(long, value_name = "TIME", value_parser = parse::seconds)]
+    timeout: Option<u32>,
+    /// Wait until the agent answers, or until the image's own init says that it is up
+    #[arg(long, value_enum, default_value_t = WaitFor::Booted)]
+    wait: WaitFor,
+    /// Give the start up after this time without any progress of the guest
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = parse::seconds)]
+    start_timeout: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// End VMs at once, or have their guests power off
+///
+/// KILL, the default, ends the VMM: for the guest the power is cut, and what it had not yet written to its disk is lost.
+/// TERM asks the guest to power off and returns when it has said that it will; nothing is waited for and nothing is forced.
+/// A VM takes no other signals: those are for the processes in it, as in 'banger vm exec box -- kill -HUP 1'.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  banger vm kill box\n  banger vm kill --signal TERM one two")]
+pub(crate) struct Kill {
+    /// Names or ids
+    #[arg(required = true, value_name = "VM", add = names::vms())]
+    vms: Vec<String>,
+    /// KILL or TERM
+    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = parse::signal)]
+    signal: Signal,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Stop the vCPUs of VMs that run
+///
+/// Everything in the guest stands still and stays in memory, its clock and connections included, until 'banger vm resume'.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  banger vm pause box\n  banger vm pause one two")]
+pub(crate) struct Pause {
+    /// Names or ids
+    #[arg(required = true, value_name = "VM", add = names::vms())]
+    vms: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Let VMs go on that are paused
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  banger vm resume box\n  banger vm resume one two")]
+pub(crate) struct Resume {
+    /// Names or ids
+    #[arg(required = true, value_name = "VM", add = names::vms())]
+    vms: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Delete VMs with their disks
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  banger vm delete box\n  banger vm rm -f one two")]
@@ -60,7 +126,7 @@ impl Start {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let options = self.start.options();
         let request = |vm| Request::VmStart { vm, options };
-        all(context, self.vms, request, self.json).await
+        several::named(context, self.vms, request, self.json).await
     }
 }
 
@@ -68,7 +134,35 @@ impl Stop {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let timeout_s = context.config()?.stop_timeout.or_flag(self.timeout).value;
         let request = |vm| Request::VmStop { vm, timeout_s };
-        all(context, self.vms, request, self.json).await
+        several::named(context, self.vms, request, self.json).await
+    }
+}
+
+impl Restart {
+    pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        let timeout_s = context.config()?.stop_timeout.or_flag(self.timeout).value;
+        let options = self.wait.options(self.start_timeout);
+        let request = |vm| Request::VmRestart { vm, timeout_s, options };
+        several::named(context, self.vms, request, self.json).await
+    }
+}
+
+impl Kill {
+    pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        let signal = self.signal;
+        several::named(context, self.vms, |vm| Request::VmKill { vm, signal }, self.json).await
+    }
+}
+
+impl Pause {
+    pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        several::named(context, self.vms, |vm| Request::VmPause { vm }, self.json).await
+    }
+}
+
+impl Resume {
+    pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        several::named(context, self.vms, |vm| Request::VmResume { vm }, self.json).await
     }
 }
 
@@ -76,51 +170,6 @@ impl Delete {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let force = self.force;
         let request = |vm| Request::VmDelete { vm, force };
-        all(context, self.vms, request, self.json).await
+        several::named(context, self.vms, request, self.json).await
     }
-}
-
-/// Asks for each, then follows each; one that fails does not keep the others from being done.
-async fn all(
-    context: &Context,
-    vms: Vec<String>,
-    request: impl Fn(String) -> Request,
-    json: bool,
-) -> Result<u8, CliError> {
-    let mut interrupts = Interrupts::new()?;
-    let mut session = context.session().await?;
-    let mut jobs = Vec::new();
-    for vm in vms {
-        jobs.push((session.client.call::<Accepted>(request(vm.clone())).await, vm));
-    }
-    let (mut ended, mut deleted, mut code) = (Vec::new(), Vec::new(), 0);
-    for (job, vm) in jobs {
-        let result = match job {
-            Ok(accepted) => {
-                let mut progress = Progress::new(context.ui, Lines::Stages, format!("VM {vm}"));
-                session.follow(&accepted.job, &mut progress, &mut interrupts).await
-            }
-            Err(error) => Err(error.into()),
-        };
-        match result {
-            Ok(JobResult::Vm { vm }) => ended.push(*vm),
-            Ok(JobResult::VmDeleted { vm }) => deleted.push(vm.name.to_string()),
-            Ok(other) => return Err(unexpected(&other)),
-            Err(error @ CliError::Failed(_)) => {
-                context.ui.error(&error);
-                code = 1;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    if json && deleted.is_empty() && !ended.is_empty() {
-        context.ui.json(&document(doc::Vms { vms: ended.iter().map(Into::into).collect() }))?;
-    } else if json {
-        context.ui.json(&document(doc::Deleted { deleted }))?;
-    } else {
-        for name in ended.iter().map(|vm| vm.name.as_str()).chain(deleted.iter().map(String::as_str)) {
-            context.ui.line(name)?;
-        }
-    }
-    Ok(code)
 }

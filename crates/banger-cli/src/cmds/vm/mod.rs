@@ -6,7 +6,10 @@ mod lifecycle;
 mod list;
 mod logs;
 mod options;
+mod prune;
 mod run;
+mod several;
+mod wait;
 
 use clap::Subcommand;
 
@@ -37,9 +40,17 @@ pub(crate) enum Verb {
     Start(lifecycle::Start),
     /// Stop VMs: ask the guest, then force it after a while
     Stop(lifecycle::Stop),
+    /// Stop VMs that run, then start them; those at rest are started
+    Restart(lifecycle::Restart),
+    Kill(lifecycle::Kill),
+    Pause(lifecycle::Pause),
+    /// Let VMs go on that are paused
+    Resume(lifecycle::Resume),
+    Wait(wait::Wait),
     /// Delete VMs with their disks
     #[command(visible_alias = "rm")]
     Delete(lifecycle::Delete),
+    Prune(prune::Prune),
     /// List VMs
     #[command(visible_alias = "ls")]
     List(List),
@@ -59,7 +70,13 @@ impl Verb {
             Self::Create(_)
             | Self::Start(_)
             | Self::Stop(_)
+            | Self::Restart(_)
+            | Self::Kill(_)
+            | Self::Pause(_)
+            | Self::Resume(_)
+            | Self::Wait(_)
             | Self::Delete(_)
+            | Self::Prune(_)
             | Self::List(_)
             | Self::Show(_)
             | Self::Logs(_) => false,
@@ -72,7 +89,13 @@ impl Verb {
             Self::Create(create) => create.run(context).await,
             Self::Start(start) => start.run(context).await,
             Self::Stop(stop) => stop.run(context).await,
+            Self::Restart(restart) => restart.run(context).await,
+            Self::Kill(kill) => kill.run(context).await,
+            Self::Pause(pause) => pause.run(context).await,
+            Self::Resume(resume) => resume.run(context).await,
+            Self::Wait(wait) => wait.run(context).await,
             Self::Delete(delete) => delete.run(context).await,
+            Self::Prune(prune) => prune.run(context).await,
             Self::List(list) => list.run(context).await,
             Self::Show(show) => show.run(context).await,
             Self::Exec(exec) => exec.run(context).await,

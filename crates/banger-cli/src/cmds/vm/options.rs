@@ -59,7 +59,7 @@ pub(crate) struct StartFlags {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum WaitFor {
+pub(super) enum WaitFor {
     /// The agent answers from inside the VM: about a second
     Agent,
     /// systemd, or the image's other init, is up
@@ -69,11 +69,18 @@ enum WaitFor {
 impl StartFlags {
     /// What the daemon is asked to wait for.
     pub(super) const fn options(&self) -> StartOptions {
-        let wait = match self.wait {
-            WaitFor::Agent => Wait::Agent,
-            WaitFor::Booted => Wait::Booted,
+        self.wait.options(self.timeout)
+    }
+}
+
+impl WaitFor {
+    /// What the daemon is asked to wait for, and for how long without any progress.
+    pub(super) const fn options(self, timeout_s: u32) -> StartOptions {
+        let wait = match self {
+            Self::Agent => Wait::Agent,
+            Self::Booted => Wait::Booted,
         };
-        StartOptions { wait, timeout_s: self.timeout }
+        StartOptions { wait, timeout_s }
     }
 }
 
