@@ -24,7 +24,7 @@ use crate::notice::Notice;
 use crate::port::{Owner, Pipe, Port};
 use crate::prepare::{Early, HandedOver};
 use crate::root::Root;
-use crate::{booted, command, configure, exec, log, machine, power, root, uevent, unpack};
+use crate::{booted, command, configure, exec, files, log, machine, power, root, uevent};
 
 /// The name of the virtio-serial port.
 const PORT_NAME: &str = "dev.banger.agent";
@@ -195,7 +195,15 @@ impl Agent {
                 Err(outcome) => outcome,
             },
             Open::Unpack { directory } => match self.in_root() {
-                Ok(_) => unpack::serve(session, &directory),
+                Ok(_) => files::unpack(session, &directory),
+                Err(outcome) => outcome,
+            },
+            Open::Place { path, keep_owners } => match self.in_root() {
+                Ok(_) => files::place(session, &path, keep_owners),
+                Err(outcome) => outcome,
+            },
+            Open::Pack { path, follow } => match self.in_root() {
+                Ok(_) => files::pack(session, &path, follow),
                 Err(outcome) => outcome,
             },
             Open::Shutdown { action } => match self.in_root() {

@@ -72,8 +72,7 @@ pub(crate) fn start(
     vm_env: &BTreeMap<String, String>,
 ) -> Result<Running, GuestFailure> {
     let root = Root::open("/").map_err(|error| system(&error))?;
-    let passwd = root.read("/etc/passwd", MAX_PASSWD).ok().flatten().unwrap_or_default();
-    let plan = Plan::new(request, vm_env, &User::root(&passwd), |path| root.exists(path))?;
+    let plan = Plan::new(request, vm_env, &User::of(&root), |path| root.exists(path))?;
     let (child, io, session) = match &request.tty {
         Some(tty) => terminal(tty.size)?,
         None => pipes(request.stdin)?,
@@ -99,7 +98,17 @@ pub(crate) fn start(
     }
 }
 
+/// Root's home, where what has no absolute path is.
+pub(crate) fn home() -> Result<String, GuestFailure> {
+    Root::open("/").map(|root| User::of(&root).home).map_err(|error| system(&error))
+}
+
 impl User {
+    /// Root, as this root's `/etc/passwd` has it.
+    fn of(root: &Root) -> Self {
+        Self::root(&root.read("/etc/passwd", MAX_PASSWD).ok().flatten().unwrap_or_default())
+    }
+
     fn root(passwd: &str) -> Self {
         let default =
             || Self { name: "root".to_owned(), home: "/root".to_owned(), shell: "/bin/sh".to_owned() };

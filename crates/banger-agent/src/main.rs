@@ -15,6 +15,7 @@ mod command;
 mod configure;
 mod error;
 mod exec;
+mod files;
 mod handover;
 mod helper;
 mod hub;
@@ -30,7 +31,6 @@ mod prepare;
 mod root;
 mod supervisor;
 mod uevent;
-mod unpack;
 
 use std::process::ExitCode;
 

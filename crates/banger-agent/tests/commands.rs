@@ -265,3 +265,51 @@ fn health_is_answered_and_archives_are_unpacked() {
     assert_eq!(client.outcome(), &Outcome::Unpacked { entries: 1, bytes: 1 << 20 });
     assert_eq!(std::fs::read(format!("{directory}/a/file")).unwrap(), vec![7; 1 << 20]);
 }
+
+#[test]
+fn trees_go_out_and_in_again() {
+    let mut agent = Agent::start();
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir_all(at("tree/empty")).unwrap();
+    std::fs::write(at("tree/file"), vec![7; 3 << 20]).unwrap();
+    std::os::unix::fs::symlink("/nowhere", at("tree/link")).unwrap();
+    let id = agent.host.open(&Open::Pack { path: at("tree"), follow: false });
+    let sent = agent.host.finish(id);
+    assert_eq!(sent.outcome(), &Outcome::Packed { entries: 4, bytes: 3 << 20, skipped: 0 });
+    let archive = sent.stdout;
+
+    let put = |agent: &mut Agent, path: String, archive: &[u8]| {
+        let id = agent.host.open(&Open::Place { path, keep_owners: false });
+        agent.host.client(id).write(archive);
+        agent.host.client(id).end_input();
+        agent.host.finish(id)
+    };
+    let placed = put(&mut agent, at("new"), &archive);
+    assert_eq!(placed.outcome(), &Outcome::Unpacked { entries: 4, bytes: 3 << 20 });
+    assert_eq!(std::fs::read(at("new/file")).unwrap(), vec![7; 3 << 20]);
+    assert!(std::fs::read_dir(at("new/empty")).unwrap().next().is_none());
+    assert!(std::fs::symlink_metadata(at("new/link")).unwrap().is_symlink());
+
+    let refusal = |client: &support::Client| match client.outcome() {
+        Outcome::Failed(failure) => failure.message.clone(),
+        other => panic!("{other:?}"),
+    };
+    // A place that cannot be is told before the archive is there, and a torn archive by what arrived.
+    let id = agent.host.open(&Open::Place { path: at("absent/new"), keep_owners: false });
+    assert!(refusal(&agent.host.finish(id)).contains("absent does not exist"));
+    assert!(refusal(&put(&mut agent, at("new/file"), &archive)).contains("is a file"));
+    let torn = refusal(&put(&mut agent, at("torn"), &archive[..2 << 20]));
+    assert!(torn.contains("had arrived"), "{torn}");
+    let id = agent.host.open(&Open::Pack { path: at("absent"), follow: false });
+    assert!(refusal(&agent.host.finish(id)).contains("No such file"));
+    // One that the host does not want any more ends, though nobody takes its bytes.
+    let id = agent.host.open(&Open::Pack { path: at("tree"), follow: false });
+    agent.host.client(id).stalled = true;
+    agent.host.until(|host| host.client(id).stdout.len() > 100_000);
+    agent.host.close(id);
+    agent.host.until(|host| {
+        let health = host.open(&Open::Health);
+        matches!(host.finish(health).outcome(), Outcome::Health(health) if health.sessions == 0)
+    });
+}

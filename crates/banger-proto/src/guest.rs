@@ -32,6 +32,20 @@ pub enum Open {
     Shutdown { action: PowerAction },
     /// Unpacks the tar archive on stream 0 below `directory`, which is made where it is missing.
     Unpack { directory: String },
+    /// Puts the tree in the tar archive on stream 0 at `path`, by the rules of cp. A relative path begins at root's home.
+    Place {
+        path: String,
+        /// It belongs to whom the archive says, instead of to root.
+        #[serde(default)]
+        keep_owners: bool,
+    },
+    /// Sends the tree at `path` as a tar archive on stream 1. A relative path begins at root's home.
+    Pack {
+        path: String,
+        /// A symlink at `path` is followed.
+        #[serde(default)]
+        follow: bool,
+    },
 }
 
 /// What the agent applies before the hand-over.
@@ -161,6 +175,8 @@ pub enum Outcome {
     ShuttingDown,
     /// The archive is unpacked.
     Unpacked { entries: u64, bytes: u64 },
+    /// The archive is sent; `skipped` were neither files, directories nor links.
+    Packed { entries: u64, bytes: u64, skipped: u64 },
     /// It could not be done.
     Failed(GuestFailure),
 }

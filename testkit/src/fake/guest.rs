@@ -200,7 +200,7 @@ impl State {
                 }
                 Outcome::ShuttingDown
             }
-            Open::Exec(_) | Open::Unpack { .. } => {
+            Open::Exec(_) | Open::Unpack { .. } | Open::Place { .. } | Open::Pack { .. } => {
                 failed(GuestFailureCode::BadRequest, "a fake guest runs no commands")
             }
         }))

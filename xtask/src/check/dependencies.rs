@@ -1,7 +1,7 @@
 //! Who may depend on whom, and what the program that runs as root in every guest is made of.
 //!
 //! ```text
-//! proto <- everyone     sys <- agent, image, daemon, cli     config <- daemon, cli     image <- daemon
+//! proto <- everyone     sys <- agent, image, daemon, cli     tree <- agent, cli     config <- daemon, cli     image <- daemon
 //! ```
 //! Daemon, agent and cli never depend on each other. Nothing depends on e2e or xtask, and testkit comes in by
 //! dev-dependencies alone. testkit and e2e stand above the daemon: the fakes are fakes of its ports, and the contract suites
@@ -20,11 +20,12 @@ use super::Verdict;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("banger-proto", &[]),
     ("banger-sys", &["banger-proto"]),
+    ("banger-tree", &[]),
     ("banger-config", &["banger-proto"]),
     ("banger-image", &["banger-proto", "banger-sys"]),
-    ("banger-agent", &["banger-proto", "banger-sys"]),
+    ("banger-agent", &["banger-proto", "banger-sys", "banger-tree"]),
     ("banger-daemon", &["banger-proto", "banger-sys", "banger-config", "banger-image"]),
-    ("banger-cli", &["banger-proto", "banger-sys", "banger-config"]),
+    ("banger-cli", &["banger-proto", "banger-sys", "banger-tree", "banger-config"]),
     ("testkit", &["banger-proto", "banger-sys", "banger-daemon"]),
     ("e2e", &["testkit", "banger-proto", "banger-sys", "banger-daemon"]),
     ("xtask", &[]),

@@ -45,6 +45,7 @@ pub(super) fn words(outcome: &Outcome) -> String {
         | Outcome::Booted(_)
         | Outcome::Grown { .. }
         | Outcome::ShuttingDown
-        | Outcome::Unpacked { .. } => "its agent answered something else than was asked".into(),
+        | Outcome::Unpacked { .. }
+        | Outcome::Packed { .. } => "its agent answered something else than was asked".into(),
     }
 }
