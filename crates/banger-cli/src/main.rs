@@ -11,6 +11,7 @@ mod build;
 mod client;
 mod cmds;
 mod context;
+mod copy;
 mod daemon;
 mod doc;
 mod error;

@@ -4,21 +4,18 @@
 //! write anything nor to run what the repository's configuration names, and with none of the caller's GIT_ variables.
 
 use std::fs::{File, Metadata};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use banger_proto::{ErrorCode, ErrorReport};
 use banger_sys::command::{CommandError, Program};
+use banger_tree::Exactly;
 use rustix::fs::OFlags;
-use tokio::sync::mpsc;
 
 use crate::error::CliError;
-use crate::exec::{Feed, Input};
-
-/// Size of a piece of the archive on its way.
-const PIECE: usize = 64 * 1024;
+use crate::exec::{Feed, Input, Pieces};
 
 /// A repository's tracked files.
 #[derive(Debug)]
@@ -47,7 +44,7 @@ impl Workspace {
         let top = git(&dir, &["rev-parse", "--show-toplevel"]).map_err(|error| {
             let text = format!("{shown} is not in the working tree of a git repository");
             let report = ErrorReport::caused_by(ErrorCode::InvalidInput, text, &error);
-            let hint = "run 'git init' and 'git add' there, or leave PATH out and copy with 'banger vm exec -i NAME -- tar x'";
+            let hint = "run 'git init' and 'git add' there, or leave PATH out and copy with 'banger vm cp DIR NAME:'";
             CliError::from(report.hint(hint))
         })?;
         let top =
@@ -94,7 +91,7 @@ impl Workspace {
     pub(crate) fn archive(self) -> Input {
         let (sender, input) = Input::channel();
         std::thread::spawn(move || {
-            let end = match self.write(Pieces { sender: sender.clone(), bytes: Vec::new() }) {
+            let end = match self.write(Pieces::new(sender.clone())) {
                 Ok(()) => Feed::End,
                 Err(error) => {
                     Feed::Failed(format!("cannot read the files of {}: {error}", self.top.display()))
@@ -146,7 +143,7 @@ impl Workspace {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no longer a file"));
         }
         let mut header = header(&meta, tar::EntryType::Regular, meta.len());
-        archive.append_data(&mut header, name, Exactly { file, left: meta.len() })
+        archive.append_data(&mut header, name, Exactly::new(file, meta.len()))
     }
 }
 
@@ -160,52 +157,6 @@ fn header(meta: &Metadata, kind: tar::EntryType, size: u64) -> tar::Header {
     header.set_uid(0);
     header.set_gid(0);
     header
-}
-
-/// As many bytes of a file as its entry says; one that shrinks meanwhile is an error.
-struct Exactly {
-    file: File,
-    left: u64,
-}
-
-impl Read for Exactly {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        if most == 0 {
-            return Ok(0);
-        }
-        let count = self.file.read(&mut buffer[..most])?;
-        if count == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter while it was read"));
-        }
-        self.left -= count as u64;
-        Ok(count)
-    }
-}
-
-/// Collects bytes and sends them in pieces.
-struct Pieces {
-    sender: mpsc::Sender<Feed>,
-    bytes: Vec<u8>,
-}
-
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.bytes.extend_from_slice(bytes);
-        if self.bytes.len() >= PIECE {
-            self.flush()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let bytes = std::mem::take(&mut self.bytes);
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the session is over");
-        self.sender.blocking_send(Feed::Bytes(bytes)).map_err(gone)
-    }
 }
 
 fn git(dir: &Path, args: &[&str]) -> Result<Vec<u8>, CommandError> {
@@ -241,7 +192,9 @@ fn parse(listing: &[u8]) -> Result<Vec<PathBuf>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
     use std::os::unix::fs::PermissionsExt;
+    use tokio::sync::mpsc;
 
     #[test]
     fn a_listing_is_parsed() {
@@ -277,7 +230,7 @@ mod tests {
         assert_eq!(workspace.default_target(), "/root/repo");
         assert!(workspace.skipped().unwrap().starts_with("2 untracked files"));
         let (sender, mut receiver) = mpsc::channel(100);
-        workspace.write(Pieces { sender, bytes: Vec::new() }).unwrap();
+        workspace.write(Pieces::new(sender)).unwrap();
         let mut bytes = Vec::new();
         while let Ok(Feed::Bytes(piece)) = receiver.try_recv() {
             bytes.extend(piece);

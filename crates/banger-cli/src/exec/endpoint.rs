@@ -28,19 +28,33 @@ const RETRY: Duration = Duration::from_millis(100);
 /// How long the last frame, which ends the session, may take to leave.
 const GOODBYE: Duration = Duration::from_secs(2);
 
+/// A session whose captured output was dropped: its reader says why.
+const STOPPED: CliError = CliError::Said(1);
+
 /// This side of a session.
 #[derive(Debug)]
-pub(super) struct Local {
+pub(crate) struct Local {
     /// What the guest reads.
     pub(super) input: Input,
+    /// Where its output goes.
+    pub(super) output: Outputs,
     /// The guest has a terminal.
     pub(super) tty: bool,
     /// Input is what somebody types, so the escape counts.
     pub(super) keyboard: bool,
+    /// There is a command that signals can be sent to.
+    pub(super) command: bool,
+}
+
+impl Local {
+    /// For a session that copies.
+    pub(crate) const fn copying(input: Input, output: Outputs) -> Self {
+        Self { input, output, tty: false, keyboard: false, command: false }
+    }
 }
 
 /// Runs one session to its outcome.
-pub(super) async fn drive(
+pub(crate) async fn drive(
     session: &mut Session<'_>,
     vm: &str,
     open: Open,
@@ -55,7 +69,6 @@ pub(super) async fn drive(
     let resize = signal(SignalKind::window_change()).map_err(io_error("cannot receive signals"))?;
     let mut endpoint = Endpoint {
         channel,
-        outputs: Outputs::start(),
         local,
         resize,
         escape: Escape::default(),
@@ -101,7 +114,6 @@ impl Pending {
 
 struct Endpoint {
     channel: ClientSession,
-    outputs: Outputs,
     local: Local,
     resize: Signal,
     escape: Escape,
@@ -133,7 +145,7 @@ impl Endpoint {
         self.channel.on_connected();
         loop {
             self.fill(&mut outbox);
-            if self.outputs.outstanding() == 0
+            if self.local.output.outstanding() == 0
                 && let Some(outcome) = self.outcome.take()
             {
                 self.leave(&stream, &mut outbox).await;
@@ -146,7 +158,7 @@ impl Endpoint {
                 ready = stream.writable(), if !outbox.is_empty() => {
                     Step::Wrote(ready.and_then(|()| stream.try_write(outbox.bytes())))
                 }
-                written = self.outputs.next() => Step::Written(written),
+                written = self.local.output.next() => Step::Written(written),
                 feed = self.local.input.next(),
                     if self.typed.is_empty() && !self.input_ended && self.outcome.is_none() => Step::Input(feed),
                 interrupt = interrupts.next() => Step::Interrupt(interrupt),
@@ -180,9 +192,11 @@ impl Endpoint {
         if self.outcome.is_none() {
             return Ok(None);
         }
-        while self.outputs.outstanding() > 0 {
-            if let Written::Failed(error) = self.outputs.next().await {
-                return Err(unwritten(error));
+        while self.local.output.outstanding() > 0 {
+            match self.local.output.next().await {
+                Written::Failed(error) => return Err(unwritten(error)),
+                Written::Stopped => return Err(STOPPED),
+                Written::Bytes(..) => {}
             }
         }
         Ok(self.outcome.take())
@@ -201,13 +215,13 @@ impl Endpoint {
         match self.channel.on_frame(frame).map_err(|error| broken(&error))? {
             Some(ClientEvent::Data { stream, bytes, .. }) => {
                 if !bytes.is_empty() {
-                    self.outputs.write(stream, bytes);
+                    self.local.output.write(stream, bytes);
                 }
             }
             Some(ClientEvent::Outcome(outcome)) => self.outcome = Some(outcome),
             Some(ClientEvent::Reset(failure)) => {
                 let report = ErrorReport::new(ErrorCode::GuestFailed, "the guest ended the session");
-                return Err(report.cause(failure.message).into());
+                return Err(report.cause(super::printable(&failure.message)).into());
             }
             Some(ClientEvent::Opened { .. } | ClientEvent::Writable { .. }) | None => {}
         }
@@ -218,6 +232,7 @@ impl Endpoint {
     fn local_step(&mut self, step: Step) -> Result<(), CliError> {
         match step {
             Step::Written(Written::Failed(error)) => Err(unwritten(error)),
+            Step::Written(Written::Stopped) => Err(STOPPED),
             Step::Input(Feed::End) => {
                 self.input_ended = true;
                 Ok(())
@@ -247,7 +262,7 @@ impl Endpoint {
     const fn ends_us(&self, interrupt: Interrupt) -> bool {
         match interrupt {
             Interrupt::Hangup => true,
-            Interrupt::Int | Interrupt::Term => self.local.tty || self.signalled,
+            Interrupt::Int | Interrupt::Term => self.local.tty || !self.local.command || self.signalled,
         }
     }
 

@@ -1,11 +1,11 @@
-//! Sessions with a guest: running a command, and unpacking an archive.
+//! Sessions with a guest: running a command, and copying files.
 //!
 //! This process and the guest's agent are the two ends; the daemon passes frames on and holds nothing. So when the daemon
 //! dies, the session is attached again through the next one and goes on to the byte.
 //!
 //! Signals, while a command runs: with a terminal every key goes to the guest, and SIGTERM or SIGHUP here ends the
 //! session. Without one, the first SIGINT or SIGTERM is sent to the command, the second ends the session, as does SIGHUP at
-//! once. The end of a session kills what still runs in it.
+//! once, and each of them where files are copied. The end of a session kills what still runs in it.
 
 mod endpoint;
 mod pipes;
@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 use banger_proto::guest::{ExecRequest, GuestFailure, GuestFailureCode, Open, Outcome, TtyRequest};
 use banger_proto::{ErrorCode, ErrorReport};
 
-use endpoint::Local;
-pub(crate) use pipes::{Feed, Input};
+pub(crate) use endpoint::{Local, drive};
+pub(crate) use pipes::{Captured, Feed, Input, Outputs, Pieces, read_stdin};
 
 use crate::error::CliError;
 use crate::session::Session;
@@ -56,10 +56,11 @@ pub(crate) async fn run(
         tty: command.tty.then(|| TtyRequest { term, size: terminal::size() }),
         stdin: command.stdin,
     });
-    let input = if command.stdin { pipes::read_stdin() } else { Input::none() };
+    let input = if command.stdin { read_stdin() } else { Input::none() };
     let raw = if command.tty && terminal::is_interactive() { Some(RawMode::enter()?) } else { None };
-    let local = Local { input, tty: command.tty, keyboard: raw.is_some() };
-    let outcome = endpoint::drive(session, vm, open, local, interrupts).await;
+    let local =
+        Local { input, output: Outputs::start(), tty: command.tty, keyboard: raw.is_some(), command: true };
+    let outcome = drive(session, vm, open, local, interrupts).await;
     drop(raw);
     match outcome? {
         Outcome::Exited { status } => Ok(status.shell_code()),
@@ -77,8 +78,8 @@ pub(crate) async fn unpack(
     interrupts: &mut Interrupts,
 ) -> Result<(u64, u64), CliError> {
     let open = Open::Unpack { directory: directory.to_owned() };
-    let local = Local { input, tty: false, keyboard: false };
-    match endpoint::drive(session, vm, open, local, interrupts).await? {
+    let local = Local::copying(input, Outputs::start());
+    match drive(session, vm, open, local, interrupts).await? {
         Outcome::Unpacked { entries, bytes } => Ok((entries, bytes)),
         Outcome::Failed(failure) => {
             Err(guest_failed(format!("cannot unpack the files into {directory}"), &failure))
@@ -103,15 +104,26 @@ fn not_run(ui: Ui, name: &str, failure: &GuestFailure) -> CliError {
     CliError::Said(status)
 }
 
-fn guest_failed(message: String, failure: &GuestFailure) -> CliError {
+pub(crate) fn guest_failed(message: String, failure: &GuestFailure) -> CliError {
     report(message, failure).into()
 }
 
 fn report(message: String, failure: &GuestFailure) -> ErrorReport {
-    ErrorReport::new(ErrorCode::GuestFailed, message).cause(failure.message.clone())
+    ErrorReport::new(ErrorCode::GuestFailed, message).cause(printable(&failure.message))
 }
 
-fn unexpected(outcome: &Outcome) -> CliError {
+pub(crate) fn unexpected(outcome: &Outcome) -> CliError {
     let report = ErrorReport::new(ErrorCode::GuestFailed, "the guest answered something else than was asked");
     report.cause(format!("{outcome:?}")).into()
+}
+
+/// A text with names that a guest chose, without what would steer a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|letter| {
+            let escaped = letter.is_control().then(|| letter.escape_default());
+            let plain = escaped.is_none().then_some(letter);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
 }

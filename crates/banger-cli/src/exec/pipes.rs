@@ -1,7 +1,10 @@
-//! Our standard streams, each in a thread of its own: they may block, and a session must not.
+//! Our ends of a session's streams, each in a thread of its own: they may block, and a session must not.
 
+use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use banger_proto::channel::Stream;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -12,6 +15,8 @@ use tokio::sync::mpsc;
 const AHEAD: usize = 4;
 /// Size of a piece.
 const PIECE: usize = 32 * 1024;
+/// Size of a piece of an archive.
+const ARCHIVE_PIECE: usize = 64 * 1024;
 
 /// What a source delivers.
 #[derive(Debug)]
@@ -52,8 +57,50 @@ impl Input {
     }
 }
 
+/// Collects what a thread writes, and sends it to the guest in pieces.
+#[derive(Debug)]
+pub(crate) struct Pieces {
+    sender: mpsc::Sender<Feed>,
+    bytes: Vec<u8>,
+    moved: Arc<AtomicU64>,
+}
+
+impl Pieces {
+    /// For the source of an [`Input`].
+    pub(crate) fn new(sender: mpsc::Sender<Feed>) -> Self {
+        Self { sender, bytes: Vec::new(), moved: Arc::default() }
+    }
+
+    /// How many bytes were sent.
+    pub(crate) fn moved(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.moved)
+    }
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() >= ARCHIVE_PIECE {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let bytes = std::mem::take(&mut self.bytes);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let count = bytes.len() as u64;
+        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the session is over");
+        self.sender.blocking_send(Feed::Bytes(bytes)).map_err(gone)?;
+        self.moved.fetch_add(count, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
 /// Our standard input. The thread is not waited for: it may sit in a read until the process ends.
-pub(super) fn read_stdin() -> Input {
+pub(crate) fn read_stdin() -> Input {
     let (sender, input) = Input::channel();
     std::thread::spawn(move || {
         let mut buffer = vec![0; PIECE];
@@ -82,16 +129,18 @@ pub(super) fn read_stdin() -> Input {
 
 /// What became of bytes that were to be written.
 #[derive(Debug)]
-pub(super) enum Written {
+pub(crate) enum Written {
     /// So many of this stream are out.
     Bytes(Stream, usize),
     /// Nobody reads it any more, or it cannot be written.
     Failed(Errno),
+    /// The [`Captured`] output was dropped by its reader, which knows why.
+    Stopped,
 }
 
-/// Our standard output and error.
+/// Where the guest's output goes: our standard output and error, or a reader in this process.
 #[derive(Debug)]
-pub(super) struct Outputs {
+pub(crate) struct Outputs {
     stdout: Sender<Vec<u8>>,
     stderr: Sender<Vec<u8>>,
     written: mpsc::UnboundedReceiver<Written>,
@@ -100,11 +149,20 @@ pub(super) struct Outputs {
 
 impl Outputs {
     /// Starts the two threads.
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let (done, written) = mpsc::unbounded_channel();
         let stdout = writer(Stream::Stdout, done.clone());
         let stderr = writer(Stream::Stderr, done);
         Self { stdout, stderr, written, outstanding: 0 }
+    }
+
+    /// Standard output goes to a reader, in a thread of its own.
+    pub(crate) fn captured() -> (Self, Captured) {
+        let (done, written) = mpsc::unbounded_channel();
+        let (stdout, receiver) = channel();
+        let stderr = writer(Stream::Stderr, done.clone());
+        let captured = Captured { receiver, bytes: Vec::new(), taken: 0, done, moved: Arc::default() };
+        (Self { stdout, stderr, written, outstanding: 0 }, captured)
     }
 
     /// Passes bytes on. What waits is bounded by the window of the session.
@@ -135,6 +193,46 @@ impl Outputs {
             // Both threads ended, each after it said why.
             None => std::future::pending().await,
         }
+    }
+}
+
+/// What a guest writes, as a blocking reader. It ends with the session; what came may not be whole then.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    receiver: Receiver<Vec<u8>>,
+    bytes: Vec<u8>,
+    taken: usize,
+    done: mpsc::UnboundedSender<Written>,
+    moved: Arc<AtomicU64>,
+}
+
+impl Captured {
+    /// How many bytes came.
+    pub(crate) fn moved(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.moved)
+    }
+}
+
+impl Read for Captured {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.taken == self.bytes.len() {
+            let Ok(bytes) = self.receiver.recv() else { return Ok(0) };
+            self.moved.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            // Taken is as good as written: it is bounded. Nobody waits for the news when the session is over.
+            let _ = self.done.send(Written::Bytes(Stream::Stdout, bytes.len()));
+            (self.bytes, self.taken) = (bytes, 0);
+        }
+        let count = buffer.len().min(self.bytes.len() - self.taken);
+        buffer[..count].copy_from_slice(&self.bytes[self.taken..self.taken + count]);
+        self.taken += count;
+        Ok(count)
+    }
+}
+
+impl Drop for Captured {
+    fn drop(&mut self) {
+        // Nobody waits for the news when the session is over.
+        let _ = self.done.send(Written::Stopped);
     }
 }
 

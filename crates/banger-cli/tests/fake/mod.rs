@@ -48,7 +48,7 @@ pub(crate) struct State {
     pub(crate) ending: u32,
     /// Connections that sessions had.
     pub(crate) attached: usize,
-    /// What `Unpack` received.
+    /// What `Unpack` or `Place` received.
     pub(crate) unpacked: Vec<u8>,
     /// What there is where a test has several VMs.
     pub(crate) vms: Vec<Value>,
@@ -60,6 +60,8 @@ pub(crate) struct State {
     pub(crate) refuse: Vec<String>,
     /// The results of their jobs.
     results: BTreeMap<String, Value>,
+    /// What `Pack` sends, and how it ends.
+    pub(crate) pack: (Vec<u8>, Option<Outcome>),
     /// Variables and directory of the last command.
     pub(crate) request: Value,
 }
@@ -330,7 +332,17 @@ impl Running {
     fn new(open: Open, state: &Arc<Mutex<State>>) -> Self {
         let mut command =
             Self { open, pattern: 0..0, echo: Vec::new(), ended: false, status: Some(Outcome::ShuttingDown) };
-        let Open::Exec(request) = &command.open else { return command };
+        let Open::Exec(request) = &command.open else {
+            if let Open::Pack { .. } = &command.open {
+                let mut state = state.lock().unwrap();
+                command.echo = std::mem::take(&mut state.pack.0);
+                // Without an end it goes on for ever.
+                command.status = state.pack.1.take();
+                command.ended = true;
+            }
+            state.lock().unwrap().request = serde_json::to_value(&command.open).unwrap();
+            return command;
+        };
         state.lock().unwrap().request = serde_json::to_value(request).unwrap();
         let words: Vec<&str> = request.argv.iter().map(String::as_str).collect();
         let exit = |code| Outcome::Exited { status: ExitStatus::Code(code) };
@@ -357,7 +369,7 @@ impl Running {
 
     fn take(&mut self, stream: Stream, bytes: &[u8], end: bool, state: &Arc<Mutex<State>>) {
         match (stream, &self.open) {
-            (Stream::Stdin, Open::Unpack { .. }) => {
+            (Stream::Stdin, Open::Unpack { .. } | Open::Place { .. }) => {
                 state.lock().unwrap().unpacked.extend(bytes);
                 self.ended |= end;
             }
@@ -391,11 +403,15 @@ impl Running {
             return;
         }
         if let Some(mut outcome) = self.status.take() {
-            if matches!(self.open, Open::Unpack { .. }) {
-                outcome =
-                    Outcome::Unpacked { entries: 1, bytes: state.lock().unwrap().unpacked.len() as u64 };
-            } else {
-                table.write(session, Stream::Stderr, b"err\n");
+            match self.open {
+                Open::Unpack { .. } | Open::Place { .. } => {
+                    let bytes = state.lock().unwrap().unpacked.len() as u64;
+                    outcome = Outcome::Unpacked { entries: 1, bytes };
+                }
+                Open::Exec(_) => {
+                    table.write(session, Stream::Stderr, b"err\n");
+                }
+                _ => {}
             }
             table.set_outcome(session, &outcome).unwrap();
         }

@@ -17,7 +17,7 @@ use crate::{names, parse};
 #[command(after_long_help = "Examples:\n  \
     banger vm exec box -- systemctl status\n  \
     banger vm exec -it box -- bash\n  \
-    tar c . | banger vm exec -i box -- tar x -C /srv")]
+    echo '{}' | banger vm exec -i box -- jq .")]
 pub(crate) struct Exec {
     /// Pass standard input on
     #[arg(short, long)]

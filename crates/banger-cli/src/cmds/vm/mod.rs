@@ -1,5 +1,6 @@
 //! `banger vm`
 
+mod cp;
 mod create;
 mod exec;
 mod lifecycle;
@@ -29,6 +30,7 @@ pub(super) use options::with_defaults;
     banger vm run --rm -- uname -a\n  \
     banger vm create --name box\n  \
     banger vm exec -it box -- bash\n  \
+    banger vm cp ./config box:/etc/app\n  \
     banger vm stop box\n  \
     banger vm delete box")]
 pub(crate) enum Verb {
@@ -58,6 +60,8 @@ pub(crate) enum Verb {
     Show(list::Show),
     /// Run a command in a VM that runs
     Exec(exec::Exec),
+    // A doc comment here would hide the longer one of the command.
+    Cp(cp::Cp),
     /// Print a VM's console log
     Logs(logs::Logs),
 }
@@ -79,6 +83,7 @@ impl Verb {
             | Self::Prune(_)
             | Self::List(_)
             | Self::Show(_)
+            | Self::Cp(_)
             | Self::Logs(_) => false,
         }
     }
@@ -99,6 +104,7 @@ impl Verb {
             Self::List(list) => list.run(context).await,
             Self::Show(show) => show.run(context).await,
             Self::Exec(exec) => exec.run(context).await,
+            Self::Cp(cp) => cp.run(context).await,
             Self::Logs(logs) => logs.run(context).await,
         }
     }
