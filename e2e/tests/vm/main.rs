@@ -3,6 +3,7 @@
 //! What a machine cannot run is listed as ignored and named as *not run*.
 
 mod contract;
+mod copy;
 mod daemon;
 mod exec;
 mod guest;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     let all: Vec<(&'static str, Body)> = [
         run::TESTS,
         exec::TESTS,
+        copy::TESTS,
         daemon::TESTS,
         lifecycle::TESTS,
         systemd::TESTS,
