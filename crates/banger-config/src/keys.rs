@@ -69,7 +69,7 @@ pub const KEYS: &[Key] = &[
         "stop_timeout",
         "seconds, 1 to 3600",
         "`30`",
-        "How long `vm stop` waits for the guest to end by itself before it is forced.",
+        "How long `vm stop` and `vm restart` wait for the guest to end by itself before it is forced.",
     ),
     built(
         "vm_defaults.vcpu",
