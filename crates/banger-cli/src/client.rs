@@ -20,16 +20,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The same for who only wants to know how the daemon is: one that hangs is what such a command is for.
 const GLANCE: Duration = Duration::from_secs(10);
 
+/// A daemon that is killed takes connections until the last of its threads is gone: so often, and with such a pause, is
+/// it tried again.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(25);
+
 /// A connection to the daemon.
 #[derive(Debug)]
 pub(crate) struct Client {
     connection: Connection,
 }
-
-/// A daemon that is killed takes connections until the last of its threads is gone: so often, and with such a pause, is
-/// it tried again.
-const TRIES: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(25);
 
 /// A failure of a call: told by the daemon, or of the connection itself.
 #[derive(Debug)]
@@ -65,8 +65,7 @@ impl Client {
         request: Request,
     ) -> Result<Option<(Self, T)>, CliError> {
         let Some(mut client) = Self::running(paths).await? else { return Ok(None) };
-        let asked = tokio::time::timeout(GLANCE, client.call(request)).await;
-        let answer = asked.map_err(|_| silent(paths, GLANCE))??;
+        let answer = client.call_within(GLANCE, request, paths).await??;
         Ok(Some((client, answer)))
     }
 
@@ -75,8 +74,7 @@ impl Client {
         let mut tries = 1;
         loop {
             let mut client = Self::reopen(paths).await?;
-            let asked = tokio::time::timeout(PATIENCE, client.call::<ServiceInfo>(Request::GetInfo)).await;
-            match asked.map_err(|_| silent(paths, PATIENCE))? {
+            match client.call_within::<ServiceInfo>(PATIENCE, Request::GetInfo, paths).await? {
                 // It was ending when it took the connection, and nothing was asked of it yet.
                 Err(CallError::Lost) if tries < TRIES => {
                     tries += 1;
@@ -101,6 +99,16 @@ impl Client {
     /// Calls, and returns the reply.
     pub(crate) async fn call<T: DeserializeOwned>(&mut self, request: Request) -> Result<T, CallError> {
         self.exchange(request, Vec::new()).await.map(|(reply, _)| reply)
+    }
+
+    /// Calls, and tells of a daemon that has not answered by then.
+    async fn call_within<T: DeserializeOwned>(
+        &mut self,
+        limit: Duration,
+        request: Request,
+        paths: &Paths,
+    ) -> Result<Result<T, CallError>, CliError> {
+        tokio::time::timeout(limit, self.call(request)).await.map_err(|_| silent(paths, limit))
     }
 
     /// Calls with descriptors, and returns the reply.
