@@ -13,6 +13,7 @@ mod boot;
 mod booted;
 mod command;
 mod configure;
+mod connect;
 mod error;
 mod exec;
 mod files;

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::num::NonZeroU16;
 
 use crate::VmName;
 
@@ -46,6 +47,9 @@ pub enum Open {
         #[serde(default)]
         follow: bool,
     },
+    /// Connects to what listens on a TCP port of the guest's own loopback, IPv4 before IPv6. Stream 0 goes to it and
+    /// stream 1 comes from it; the end of either is passed on as such, and the other goes on.
+    Connect { port: NonZeroU16 },
 }
 
 /// What the agent applies before the hand-over.
@@ -177,6 +181,8 @@ pub enum Outcome {
     Unpacked { entries: u64, bytes: u64 },
     /// The archive is sent; `skipped` were neither files, directories nor links.
     Packed { entries: u64, bytes: u64, skipped: u64 },
+    /// The connection is over: both directions have ended, or, with `reset`, it was broken.
+    Disconnected { reset: bool },
     /// It could not be done.
     Failed(GuestFailure),
 }
@@ -294,6 +300,8 @@ pub enum GuestFailureCode {
     BadRequest,
     /// Too many sessions.
     Busy,
+    /// Nothing listens on the port.
+    NotListening,
     /// A system call failed.
     System,
 }

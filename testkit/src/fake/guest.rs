@@ -200,9 +200,14 @@ impl State {
                 }
                 Outcome::ShuttingDown
             }
-            Open::Exec(_) | Open::Unpack { .. } | Open::Place { .. } | Open::Pack { .. } => {
-                failed(GuestFailureCode::BadRequest, "a fake guest runs no commands")
-            }
+            Open::Exec(_)
+            | Open::Unpack { .. }
+            | Open::Place { .. }
+            | Open::Pack { .. }
+            | Open::Connect { .. } => failed(
+                GuestFailureCode::BadRequest,
+                "a fake guest runs no commands and has no files or ports",
+            ),
         }))
     }
 

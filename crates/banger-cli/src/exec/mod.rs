@@ -98,6 +98,7 @@ fn not_run(ui: Ui, name: &str, failure: &GuestFailure) -> CliError {
         | GuestFailureCode::SessionLost
         | GuestFailureCode::BadRequest
         | GuestFailureCode::Busy
+        | GuestFailureCode::NotListening
         | GuestFailureCode::System => return report.into(),
     };
     ui.error(&report.hint(hint).into());

@@ -102,6 +102,7 @@ fn reset(code: GuestFailureCode, message: &str) -> ErrorReport {
         | GuestFailureCode::BadDirectory
         | GuestFailureCode::BadRequest
         | GuestFailureCode::Busy
+        | GuestFailureCode::NotListening
         | GuestFailureCode::System => {
             let said =
                 message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE.min(1000)).collect::<String>();

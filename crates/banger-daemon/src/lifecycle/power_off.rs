@@ -46,6 +46,7 @@ pub(super) fn words(outcome: &Outcome) -> String {
         | Outcome::Grown { .. }
         | Outcome::ShuttingDown
         | Outcome::Unpacked { .. }
-        | Outcome::Packed { .. } => "its agent answered something else than was asked".into(),
+        | Outcome::Packed { .. }
+        | Outcome::Disconnected { .. } => "its agent answered something else than was asked".into(),
     }
 }

@@ -1,45 +1,12 @@
-//! Commands through the whole agent, without a guest: the program itself, serving a socket in place of its port.
+//! Commands, and files in and out.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
-
-mod support;
-
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use banger_proto::guest::{Control, ExitStatus, GuestFailureCode, Open, Outcome, TtyRequest, WindowSize};
-use support::{Host, command, shell};
 
-struct Agent {
-    host: Host,
-    socket: UnixStream,
-    child: Child,
-}
+use crate::support::{Agent, command, shell};
 
-impl Agent {
-    fn start() -> Self {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_banger-agent"))
-            .args(["agent", "--on-socket"])
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .spawn()
-            .unwrap();
-        let socket = ours.try_clone().unwrap();
-        Self { host: Host::connect(ours, 1), socket, child }
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // The agent ends by itself when its socket does; this is for tests that fail.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn failure_code(client: &support::Client) -> GuestFailureCode {
+fn failure_code(client: &crate::support::Client) -> GuestFailureCode {
     match client.outcome() {
         Outcome::Failed(failure) => failure.code,
         other => panic!("did not fail: {other:?}"),
@@ -291,7 +258,7 @@ fn trees_go_out_and_in_again() {
     assert!(std::fs::read_dir(at("new/empty")).unwrap().next().is_none());
     assert!(std::fs::symlink_metadata(at("new/link")).unwrap().is_symlink());
 
-    let refusal = |client: &support::Client| match client.outcome() {
+    let refusal = |client: &crate::support::Client| match client.outcome() {
         Outcome::Failed(failure) => failure.message.clone(),
         other => panic!("{other:?}"),
     };

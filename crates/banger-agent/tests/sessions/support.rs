@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use banger_proto::SessionId;
@@ -37,6 +39,34 @@ pub(crate) struct Client {
     /// Output is taken and not acknowledged while this is set.
     pub(crate) stalled: bool,
     unacknowledged: [usize; 2],
+}
+
+/// The program, serving a socket.
+pub(crate) struct Agent {
+    pub(crate) host: Host,
+    pub(crate) socket: UnixStream,
+    child: Child,
+}
+
+impl Agent {
+    pub(crate) fn start() -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_banger-agent"))
+            .args(["agent", "--on-socket"])
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .spawn()
+            .unwrap();
+        let socket = ours.try_clone().unwrap();
+        Self { host: Host::connect(ours, 1), socket, child }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // The agent ends by itself when its socket does; this is for tests that fail.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// A command with its defaults.
