@@ -1,4 +1,4 @@
-//! Names for the shell's completion, from the daemon that runs. Silent where none does, and never starts one.
+//! Names of VMs as host names, and names for the shell's completion, from the daemon that runs. Silent where none does, and never starts one.
 
 use std::time::Duration;
 
@@ -22,6 +22,11 @@ pub(crate) fn vms() -> ArgValueCandidates {
         };
         vms.iter().map(candidate).collect()
     })
+}
+
+/// A VM as a host name of ssh and the like, `NAME.vm`, without what names our domain.
+pub(crate) fn without_domain(vm: &str) -> &str {
+    vm.strip_suffix(".vm").unwrap_or(vm)
 }
 
 /// Names of images in the store.

@@ -3,6 +3,7 @@
 use banger_proto::spec::Signal;
 use banger_proto::{ByteSize, VmSpec};
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 
 /// Seconds: `90`, `90s`, `2m`, `1h`; 1 second to 1 day.
 pub(crate) fn seconds(text: &str) -> Result<u32, String> {
@@ -35,6 +36,13 @@ pub(crate) fn vcpus(text: &str) -> Result<u32, String> {
     let most = VmSpec::MAX_VCPUS;
     let number = text.parse().ok().filter(|number| (1..=most).contains(number));
     number.ok_or_else(|| format!("'{text}' is not a number of vCPUs from 1 to {most}"))
+}
+
+/// A TCP port.
+pub(crate) fn port(text: &str) -> Result<NonZeroU16, String> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = digits.then(|| text.parse().ok()).flatten();
+    number.ok_or_else(|| format!("'{text}' is not a port from 1 to 65535"))
 }
 
 /// A size of memory, at least what a guest needs.

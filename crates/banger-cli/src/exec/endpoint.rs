@@ -47,7 +47,7 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    /// For a session that copies.
+    /// For a session that copies, or carries a connection.
     pub(crate) const fn copying(input: Input, output: Outputs) -> Self {
         Self { input, output, tty: false, keyboard: false, command: false }
     }
@@ -213,9 +213,12 @@ impl Endpoint {
 
     fn take(&mut self, frame: &Frame<'_>) -> Result<(), CliError> {
         match self.channel.on_frame(frame).map_err(|error| broken(&error))? {
-            Some(ClientEvent::Data { stream, bytes, .. }) => {
+            Some(ClientEvent::Data { stream, bytes, end }) => {
                 if !bytes.is_empty() {
                     self.local.output.write(stream, bytes);
+                }
+                if end {
+                    self.local.output.end(stream);
                 }
             }
             Some(ClientEvent::Outcome(outcome)) => self.outcome = Some(outcome),

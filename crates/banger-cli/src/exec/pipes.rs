@@ -141,39 +141,67 @@ pub(crate) enum Written {
 /// Where the guest's output goes: our standard output and error, or a reader in this process.
 #[derive(Debug)]
 pub(crate) struct Outputs {
-    stdout: Sender<Vec<u8>>,
-    stderr: Sender<Vec<u8>>,
+    /// Each until the guest has ended it.
+    stdout: Option<Sender<Vec<u8>>>,
+    stderr: Option<Sender<Vec<u8>>>,
     written: mpsc::UnboundedReceiver<Written>,
     outstanding: usize,
+}
+
+/// What becomes of our descriptor when the guest has ended a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AtEnd {
+    /// It stays open for what else we have to say.
+    Keep,
+    /// Its reader is to see the end at once.
+    Close,
 }
 
 impl Outputs {
     /// Starts the two threads.
     pub(crate) fn start() -> Self {
+        Self::with(AtEnd::Keep)
+    }
+
+    /// The same, and standard output ends when the guest ends it, while the session goes on.
+    pub(crate) fn start_connection() -> Self {
+        Self::with(AtEnd::Close)
+    }
+
+    fn with(at_end: AtEnd) -> Self {
         let (done, written) = mpsc::unbounded_channel();
-        let stdout = writer(Stream::Stdout, done.clone());
-        let stderr = writer(Stream::Stderr, done);
-        Self { stdout, stderr, written, outstanding: 0 }
+        let stdout = writer(Stream::Stdout, done.clone(), at_end);
+        let stderr = writer(Stream::Stderr, done, AtEnd::Keep);
+        Self { stdout: Some(stdout), stderr: Some(stderr), written, outstanding: 0 }
     }
 
     /// Standard output goes to a reader, in a thread of its own.
     pub(crate) fn captured() -> (Self, Captured) {
         let (done, written) = mpsc::unbounded_channel();
         let (stdout, receiver) = channel();
-        let stderr = writer(Stream::Stderr, done.clone());
+        let stderr = writer(Stream::Stderr, done.clone(), AtEnd::Keep);
         let captured = Captured { receiver, bytes: Vec::new(), taken: 0, done, moved: Arc::default() };
-        (Self { stdout, stderr, written, outstanding: 0 }, captured)
+        (Self { stdout: Some(stdout), stderr: Some(stderr), written, outstanding: 0 }, captured)
     }
 
     /// Passes bytes on. What waits is bounded by the window of the session.
     pub(super) fn write(&mut self, stream: Stream, bytes: &[u8]) {
-        let sender = match stream {
-            Stream::Stderr => &self.stderr,
-            Stream::Stdout | Stream::Stdin | Stream::Control => &self.stdout,
-        };
-        self.outstanding += bytes.len();
+        let Some(sender) = self.sender(stream) else { return };
         // A writer that failed has said so in `written`.
         let _ = sender.send(bytes.to_vec());
+        self.outstanding += bytes.len();
+    }
+
+    /// A stream has ended; what was passed on is still written.
+    pub(super) fn end(&mut self, stream: Stream) {
+        self.sender(stream).take();
+    }
+
+    fn sender(&mut self, stream: Stream) -> &mut Option<Sender<Vec<u8>>> {
+        match stream {
+            Stream::Stderr => &mut self.stderr,
+            Stream::Stdout | Stream::Stdin | Stream::Control => &mut self.stdout,
+        }
     }
 
     /// Bytes that are not out yet.
@@ -236,7 +264,7 @@ impl Drop for Captured {
     }
 }
 
-fn writer(stream: Stream, done: mpsc::UnboundedSender<Written>) -> Sender<Vec<u8>> {
+fn writer(stream: Stream, done: mpsc::UnboundedSender<Written>, at_end: AtEnd) -> Sender<Vec<u8>> {
     let (sender, receiver) = channel::<Vec<u8>>();
     std::thread::spawn(move || {
         let fd = match stream {
@@ -254,8 +282,25 @@ fn writer(stream: Stream, done: mpsc::UnboundedSender<Written>) -> Sender<Vec<u8
                 return;
             }
         }
+        if at_end == AtEnd::Close
+            && let Err(error) = close(fd)
+        {
+            // Nobody waits for the news when the session is over.
+            let _ = done.send(Written::Failed(error));
+        }
     });
     sender
+}
+
+/// Ends what is written to standard output. Its number stays in use, or the next file that is opened would have it.
+fn close(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    // A socket that is our standard input too has another descriptor, so that closing this one is no end.
+    match rustix::net::shutdown(fd, rustix::net::Shutdown::Write) {
+        Ok(()) | Err(Errno::NOTSOCK | Errno::NOTCONN) => {}
+        Err(error) => return Err(error),
+    }
+    let nothing = rustix::fs::open("/dev/null", rustix::fs::OFlags::WRONLY, rustix::fs::Mode::empty())?;
+    rustix::stdio::dup2_stdout(nothing)
 }
 
 fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {

@@ -48,7 +48,7 @@ pub(crate) struct State {
     pub(crate) ending: u32,
     /// Connections that sessions had.
     pub(crate) attached: usize,
-    /// What `Unpack` or `Place` received.
+    /// What `Unpack` or `Place` received, and port 13.
     pub(crate) unpacked: Vec<u8>,
     /// What there is where a test has several VMs.
     pub(crate) vms: Vec<Value>,
@@ -340,6 +340,9 @@ impl Running {
                 command.status = state.pack.1.take();
                 command.ended = true;
             }
+            if let Open::Connect { port } = &command.open {
+                command.connect(port.get());
+            }
             state.lock().unwrap().request = serde_json::to_value(&command.open).unwrap();
             return command;
         };
@@ -367,9 +370,34 @@ impl Running {
         command
     }
 
+    /// Ports have the meaning that they were given long ago (RFC 862 to 867): 7 says what it is told, 9 is not served here,
+    /// 13 has its say and then only listens, and 11 breaks.
+    fn connect(&mut self, port: u16) {
+        let disconnected = |reset| Some(Outcome::Disconnected { reset });
+        match port {
+            7 => self.status = disconnected(false),
+            13 => {
+                self.echo = b"now".to_vec();
+                self.status = disconnected(false);
+            }
+            11 => {
+                self.echo = b"half".to_vec();
+                (self.ended, self.status) = (true, disconnected(true));
+            }
+            _ => {
+                let (code, message) = (GuestFailureCode::NotListening, "nothing listens".to_owned());
+                (self.ended, self.status) = (true, Some(Outcome::Failed(GuestFailure { code, message })));
+            }
+        }
+    }
+
     fn take(&mut self, stream: Stream, bytes: &[u8], end: bool, state: &Arc<Mutex<State>>) {
         match (stream, &self.open) {
             (Stream::Stdin, Open::Unpack { .. } | Open::Place { .. }) => {
+                state.lock().unwrap().unpacked.extend(bytes);
+                self.ended |= end;
+            }
+            (Stream::Stdin, Open::Connect { port }) if port.get() == 13 => {
                 state.lock().unwrap().unpacked.extend(bytes);
                 self.ended |= end;
             }
@@ -399,6 +427,12 @@ impl Running {
         }
         let taken = table.write(session, Stream::Stdout, &self.echo).unwrap_or(0);
         self.echo.drain(..taken);
+        if let Open::Connect { port } = &self.open
+            && port.get() == 13
+            && self.echo.is_empty()
+        {
+            table.finish(session, Stream::Stdout);
+        }
         if !self.echo.is_empty() || !self.ended {
             return;
         }

@@ -7,6 +7,7 @@ mod lifecycle;
 mod list;
 mod logs;
 mod options;
+mod proxy;
 mod prune;
 mod run;
 mod several;
@@ -62,6 +63,7 @@ pub(crate) enum Verb {
     Exec(exec::Exec),
     // A doc comment here would hide the longer one of the command.
     Cp(cp::Cp),
+    Proxy(proxy::Proxy),
     /// Print a VM's console log
     Logs(logs::Logs),
 }
@@ -84,6 +86,7 @@ impl Verb {
             | Self::List(_)
             | Self::Show(_)
             | Self::Cp(_)
+            | Self::Proxy(_)
             | Self::Logs(_) => false,
         }
     }
@@ -105,6 +108,7 @@ impl Verb {
             Self::Show(show) => show.run(context).await,
             Self::Exec(exec) => exec.run(context).await,
             Self::Cp(cp) => cp.run(context).await,
+            Self::Proxy(proxy) => proxy.run(context).await,
             Self::Logs(logs) => logs.run(context).await,
         }
     }
