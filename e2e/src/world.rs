@@ -299,8 +299,8 @@ impl World {
             let in_state = path.strip_prefix(&state).is_some_and(|rest| {
                 rest.starts_with("/bangerd.log")
                     || ["/banger.db-wal", "/banger.db-shm", "/vms", "/bangerd.lock", "/runtime"].contains(&rest)
-                    // The owner's own key, made with the first VM and kept for all.
-                    || ["/ssh", "/ssh/id_ed25519", "/ssh/id_ed25519.pub"].contains(&rest)
+                    // The owner's own key, made with the first VM and kept for all; the host keys of VMs.
+                    || ["/ssh", "/ssh/id_ed25519", "/ssh/id_ed25519.pub", "/ssh/known_hosts"].contains(&rest)
             });
             let in_runtime =
                 path.strip_prefix(&runtime).is_some_and(|rest| ["", "/bangerd.lock", "/vms"].contains(&rest));

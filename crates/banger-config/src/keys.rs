@@ -72,6 +72,14 @@ pub const KEYS: &[Key] = &[
         "How long `vm stop` and `vm restart` wait for the guest to end by itself before it is forced.",
     ),
     built(
+        "ssh_key_path",
+        "the path of a private key, absolute or beginning with `~/`; its public half is read from the `.pub` file beside it \
+         where there is one",
+        "a key that banger makes for itself",
+        "The key by which you come into VMs with ssh. The daemon reads it when it starts and gives it to a VM when that \
+         starts; after a change also run `banger ssh-config --install` again.",
+    ),
+    built(
         "vm_defaults.vcpu",
         "1 to 288",
         "a quarter of the host's cores, 1 to 4",
@@ -90,7 +98,6 @@ pub const KEYS: &[Key] = &[
         "Size of the root disk of a VM that is made without `--disk-size`.",
     ),
     later("firecracker_bin", "Path of Firecracker."),
-    later("ssh_key_path", "The key by which banger opens ssh connections to VMs."),
     later("default_dns", "Resolvers of VMs."),
     later("stats_poll_interval", "How often `vm stats` and `vm top` ask."),
     later("auto_stop_stale_after", "Stops VMs that nobody used for this long."),

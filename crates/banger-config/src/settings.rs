@@ -120,6 +120,8 @@ pub struct Config {
     pub nat: Setting<bool>,
     /// `stop_timeout`, in seconds.
     pub stop_timeout: Setting<u32>,
+    /// `ssh_key_path`, absolute or below `~/`; `None` is banger's own key.
+    pub ssh_key: Setting<Option<PathBuf>>,
     /// `vm_defaults.vcpu`.
     pub vcpus: Setting<u32>,
     /// `vm_defaults.memory_mib`.
@@ -165,6 +167,7 @@ impl Config {
             vmm: Setting::new(VmmChoice::Auto, Origin::BuiltIn),
             nat: Setting::new(true, Origin::BuiltIn),
             stop_timeout: Setting::new(30, Origin::BuiltIn),
+            ssh_key: Setting::new(None, Origin::BuiltIn),
             vcpus: Setting::new(host.vcpus(), Origin::Host),
             memory: Setting::new(host.memory(), Origin::Host),
             disk: Setting::new(None, Origin::BuiltIn),
@@ -181,6 +184,7 @@ impl Config {
             "vmm" => self.vmm = Setting::new(vmm(value)?, origin),
             "nat" => self.nat = Setting::new(boolean(value)?, origin),
             "stop_timeout" => self.stop_timeout = Setting::new(integer(value, 1, 3600)?, origin),
+            "ssh_key_path" => self.ssh_key = Setting::new(Some(home_path(value)?), origin),
             "vm_defaults.vcpu" => self.vcpus = Setting::new(integer(value, 1, VmSpec::MAX_VCPUS)?, origin),
             "vm_defaults.memory_mib" => {
                 let least = u32::try_from(VmSpec::MIN_MEMORY.as_mib()).unwrap_or(u32::MAX);
@@ -239,6 +243,15 @@ fn size(value: &DeValue<'_>) -> Result<ByteSize, String> {
     }
 }
 
+/// A path that means the same to every process of the owner.
+fn home_path(value: &DeValue<'_>) -> Result<PathBuf, String> {
+    let text = text(value)?;
+    if text.starts_with('/') || text.starts_with("~/") {
+        return Ok(PathBuf::from(text));
+    }
+    Err("must be an absolute path, or begin with ~/".to_owned())
+}
+
 fn log_level(value: &DeValue<'_>) -> Result<LogLevel, String> {
     let word = text(value)?;
     LogLevel::ALL
@@ -279,11 +292,12 @@ mod tests {
     #[test]
     fn every_usable_key_is_taken() {
         let text = "log_level = \"debug\"\ndefault_image_name = \"a\"\ndefault_kernel_name = \"k\"\nvmm = \"qemu\"\n\
-                    nat = false\nstop_timeout = 5\n[vm_defaults]\nvcpu = 3\nmemory_mib = 512\ndisk_size = \"4GiB\"\n";
+                    nat = false\nstop_timeout = 5\nssh_key_path = \"~/k\"\n[vm_defaults]\nvcpu = 3\nmemory_mib = 512\ndisk_size = \"4GiB\"\n";
         let config = parse(text).unwrap();
         assert_eq!(config.log_level.value, LogLevel::Debug);
         assert_eq!(config.vmm, Setting::new(VmmChoice::Qemu, Origin::Config { line: 4 }));
-        assert_eq!(config.disk, Setting::new(Some(ByteSize::mib(4096)), Origin::Config { line: 10 }));
+        assert_eq!(config.disk, Setting::new(Some(ByteSize::mib(4096)), Origin::Config { line: 11 }));
+        assert_eq!(config.ssh_key.value, Some(PathBuf::from("~/k")));
         assert_eq!((config.vcpus.value, config.memory.value), (3, ByteSize::mib(512)));
         for key in KEYS.iter().filter(|key| key.status == Status::Built) {
             assert!(text.contains(key.name.rsplit('.').next().unwrap()), "{}", key.name);
@@ -305,6 +319,7 @@ mod tests {
             ("[vm_defaults]\ndisk_size = \"many\"", "is not usable: 'many' is not a size"),
             ("[vm_defaults]\ndisk = 1", "did you mean 'vm_defaults.disk_size'?"),
             ("vm_defaults = 3", "'vm_defaults' is a table: write [vm_defaults]"),
+            ("ssh_key_path = \"id\"", "'ssh_key_path' must be an absolute path, or begin with ~/"),
             ("nat = \"yes\"", "'nat' must be true or false"),
             ("default_image_name = \"a/b\"", "the image name 'a/b' is not allowed"),
             ("nat = true\nnat = false", "/c.toml:2: duplicate key"),

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
 }
 
 fn daemon() -> ExitCode {
-    match server::run(|paths, _| wiring::ports(paths)) {
+    match server::run(wiring::ports) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bangerd: {}", banger_proto::error::chain(&error).join(": "));

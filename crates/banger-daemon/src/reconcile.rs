@@ -1,6 +1,7 @@
 //! What a daemon does before it answers anybody: every VM is brought to a state that is true, and what belongs to
 //! nothing is removed.
 //!
+//! 0. ssh is told which keys VMs have (`ssh/known_hosts`); what follows takes out those that go.
 //! 1. Open operations are undone or finished, machines that live are adopted ([`recover`]).
 //! 2. Each VM gets its driver; an ephemeral one whose client was lost is given a moment, or deleted.
 //! 3. Directories of VMs that the store does not know, half-made contents and contents that nothing names are
@@ -19,9 +20,11 @@ use crate::jobs::Unreported;
 use crate::lifecycle::cancel::Cancel;
 use crate::lifecycle::driver::{Driver, Unfinished, What};
 use crate::lifecycle::effects::{self, SharedLive};
+use crate::lifecycle::identity;
 use crate::lifecycle::lease::Lease;
 use crate::lifecycle::recover::{self, Recovered, recover};
 use crate::lifecycle::state::Force;
+use crate::lifecycle::world::World;
 use crate::model::VmRecord;
 use crate::service::drivers::Drivers;
 use crate::store::{Durability, vms};
@@ -34,6 +37,7 @@ pub(crate) async fn reconcile(
     let world = drivers.world();
     let read = world.store.call(Durability::Process, vms::all).await;
     let records = read.map_err(|error| error.report("cannot read the VMs of the store"))?;
+    known_hosts(world, &records);
     let open = recover::open_operations(world).await?;
     let mut open: BTreeMap<VmId, _> = open.into_iter().map(|open| (open.vm.clone(), open)).collect();
     let recovered = join_all(records.into_iter().map(|record| {
@@ -69,6 +73,20 @@ pub(crate) async fn reconcile(
     }
     drivers.sweep_contents().await;
     Ok(())
+}
+
+/// Writes the host keys that VMs have now. A daemon that cannot is still of use.
+fn known_hosts(world: &World, records: &[VmRecord]) {
+    let known = records.iter().filter_map(|record| match identity::host_public(&world.dirs(&record.id).state) {
+        Ok(key) => Some((record.id.clone(), (record.name.clone(), key?))),
+        Err(error) => {
+            tracing::warn!(vm = %record.id, %error, causes = ?error.causes, "ssh is not told of a VM's host key");
+            None
+        }
+    });
+    if let Err(error) = world.known_hosts.begin(known) {
+        tracing::warn!(%error, causes = ?error.causes, "ssh is not told of the host keys of VMs");
+    }
 }
 
 /// Starts the task of a VM.

@@ -3,20 +3,22 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use banger_config::Config;
 use banger_proto::{ErrorCode, ErrorReport};
 use banger_sys::env;
-use banger_sys::paths::Paths;
+use banger_sys::paths::{Paths, from_home};
 
 use crate::disk::HostDisks;
 use crate::guest::Links;
 use crate::launch::Launcher;
+use crate::lifecycle::identity::OwnerKey;
 use crate::net::plan;
 use crate::service::{Library, Ports};
 use crate::vmm::qemu::{Qemu, QemuConfig};
 
 /// The ports of a daemon of user mode: QEMU, the root disks that its file system is good for, passt. Programs are looked for when they are needed,
 /// so a daemon without them still lists and deletes.
-pub fn ports(paths: &Paths) -> Result<Ports, ErrorReport> {
+pub fn ports(paths: &Paths, config: &Config) -> Result<Ports, ErrorReport> {
     let qemu = QemuConfig {
         binary: env::var(env::BANGER_QEMU).map(PathBuf::from),
         passt: env::var(env::BANGER_PASST).map(PathBuf::from),
@@ -28,6 +30,16 @@ pub fn ports(paths: &Paths) -> Result<Ports, ErrorReport> {
         guests: Arc::new(Links),
         contents: Arc::new(Library::open(paths, agent()?)?),
         network: plan::guest_network(),
+        owner_key: owner_key(config)?,
+    })
+}
+
+/// The key that VMs let in, which need not be there until one is started.
+fn owner_key(config: &Config) -> Result<OwnerKey, ErrorReport> {
+    let Some(path) = &config.ssh_key.value else { return Ok(OwnerKey::Managed) };
+    from_home(path).map(OwnerKey::File).map_err(|error| {
+        let message = format!("cannot tell where ssh_key_path is ({})", path.display());
+        ErrorReport::caused_by(ErrorCode::InvalidInput, message, &error)
     })
 }
 

@@ -105,6 +105,11 @@ impl Paths {
         self.state.join(REMEMBERED)
     }
 
+    /// What ssh clients need: banger's own key, the host keys of VMs, a configuration.
+    pub fn ssh(&self) -> PathBuf {
+        self.state.join("ssh")
+    }
+
     /// The daemon's log.
     pub fn log(&self) -> PathBuf {
         self.state.join("bangerd.log")
@@ -151,6 +156,14 @@ pub fn check_private(dir: &Path) -> Result<(), PathsError> {
         return Ok(());
     };
     Err(PathsError::Unsafe { path: dir.to_owned(), why })
+}
+
+/// The path with `~/` at its beginning replaced by the user's home.
+pub fn from_home(path: &Path) -> Result<PathBuf, PathsError> {
+    match path.strip_prefix("~") {
+        Ok(rest) => Ok(absolute(env::HOME)?.ok_or(PathsError::NoHome)?.join(rest)),
+        Err(_) => Ok(path.to_owned()),
+    }
 }
 
 /// The runtime directory that a state directory remembers, if it can be used.
@@ -214,6 +227,15 @@ mod tests {
         assert_eq!(remembered(&state), Some(runtime.clone()));
         std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o777)).unwrap();
         assert_eq!(remembered(&state), None, "others may enter it");
+    }
+
+    #[test]
+    fn only_a_tilde_of_its_own_is_the_home() {
+        assert_eq!(from_home(Path::new("/a/~/b")).unwrap(), Path::new("/a/~/b"));
+        assert_eq!(from_home(Path::new("~root/b")).unwrap(), Path::new("~root/b"));
+        if let Some(home) = env::var(env::HOME) {
+            assert_eq!(from_home(Path::new("~/b")).unwrap(), Path::new(&home).join("b"));
+        }
     }
 
     #[test]

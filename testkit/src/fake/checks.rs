@@ -1,8 +1,11 @@
 //! What the host has against what the daemon's store and the daemon's clients are told.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 
+use anyhow::Context;
+use banger_daemon::lifecycle::identity;
 use banger_daemon::store::{Store, journal, vms};
 use banger_proto::daemon::VmInfo;
 use banger_proto::{VmId, VmState};
@@ -64,7 +67,7 @@ impl FakeWorld {
     }
 
     /// Where what the daemon says of its VMs is not so: a state without its machine, a machine without its state,
-    /// something left of a VM that is at rest, or an operation that nobody will end.
+    /// something left of a VM that is at rest, an operation that nobody will end, or a host key that ssh is not told of.
     pub fn untruths(&self, vms: &[VmInfo]) -> anyhow::Result<Vec<String>> {
         let conn = Store::open_read_only(&self.paths().database())?;
         let open = journal::open_operations(&conn)?;
@@ -117,7 +120,34 @@ impl FakeWorld {
                 untruths.push(format!("nobody shows VM {}, which runs", machine.vm));
             }
         }
+        self.unknown_hosts(vms, &mut untruths)?;
         Ok(untruths)
+    }
+
+    /// Whether ssh is told of the host keys that there are, and of no others.
+    fn unknown_hosts(&self, vms: &[VmInfo], untruths: &mut Vec<String>) -> anyhow::Result<()> {
+        let file = self.paths().ssh().join("known_hosts");
+        // Without a daemon nobody has written it.
+        let text = match std::fs::read_to_string(&file) {
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            read => read.with_context(|| format!("reading {}", file.display()))?,
+        };
+        let mut told: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        for vm in vms {
+            let name = &vm.name;
+            let Some(key) = identity::host_public(&self.dirs(&vm.id).state)
+                .map_err(|error| anyhow::anyhow!("the host key of {name}: {error:?}"))?
+            else {
+                continue;
+            };
+            let line = format!("{name}.vm,[{name}.vm]:* {key}");
+            match told.iter().position(|told| *told == line) {
+                Some(at) => drop(told.swap_remove(at)),
+                None => untruths.push(format!("ssh is not told that VM {name} has {key}")),
+            }
+        }
+        untruths.extend(told.iter().map(|line| format!("ssh is told of {line}")));
+        Ok(())
     }
 }
 

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use banger_daemon::lifecycle::identity::OwnerKey;
 use banger_daemon::ports::{Launch, MachineExit, VmDirs};
 use banger_daemon::service::Ports;
 use banger_proto::guest::GuestNetwork;
@@ -163,6 +164,7 @@ impl FakeWorld {
                 resolvers: vec![nowhere],
                 mtu: 1500,
             },
+            owner_key: OwnerKey::Managed,
         }
     }
 

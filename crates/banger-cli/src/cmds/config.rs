@@ -63,7 +63,8 @@ impl Show {
             return Ok(0);
         }
         let row = |(key, doc): (&str, SettingDoc)| {
-            vec![key.to_owned(), doc.value.unwrap_or_else(|| "the image's own".to_owned()), doc.origin]
+            let absent = if key == "ssh_key_path" { "banger's own" } else { "the image's own" };
+            vec![key.to_owned(), doc.value.unwrap_or_else(|| absent.to_owned()), doc.origin]
         };
         let rows = settings.into_iter().map(row).collect();
         context.ui.table(&["KEY", "VALUE", "FROM"], &[], rows)?;
@@ -77,6 +78,7 @@ fn settings(config: &Config) -> Vec<(&'static str, SettingDoc)> {
     }
     let quoted = |text: &str| format!("\"{text}\"");
     let disk = config.disk.value.map(|size| format!("\"{}MiB\"", size.as_mib()));
+    let ssh_key = config.ssh_key.value.as_ref().map(|path| quoted(&path.display().to_string()));
     vec![
         ("log_level", one(&config.log_level, |level| quoted(level.as_str()))),
         ("default_image_name", one(&config.image, |name| quoted(name.as_str()))),
@@ -84,6 +86,7 @@ fn settings(config: &Config) -> Vec<(&'static str, SettingDoc)> {
         ("vmm", one(&config.vmm, |vmm| quoted(vmm.as_str()))),
         ("nat", one(&config.nat, ToString::to_string)),
         ("stop_timeout", one(&config.stop_timeout, ToString::to_string)),
+        ("ssh_key_path", SettingDoc { value: ssh_key, origin: config.ssh_key.origin.to_string() }),
         ("vm_defaults.vcpu", one(&config.vcpus, ToString::to_string)),
         ("vm_defaults.memory_mib", one(&config.memory, |memory| memory.as_mib().to_string())),
         ("vm_defaults.disk_size", SettingDoc { value: disk, origin: config.disk.origin.to_string() }),

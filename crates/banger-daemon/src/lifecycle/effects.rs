@@ -90,7 +90,8 @@ impl Effects for VmEffects {
             }
             Step::HostKeys => {
                 let durability = if self.record.ephemeral { Durability::Process } else { Durability::Host };
-                identity::host_key(&dirs.state, durability).map(drop)
+                let key = identity::host_key(&dirs.state, durability)?;
+                self.world.known_hosts.learn(&self.record.id, &self.record.name, &key.public)
             }
             Step::BootFiles => {
                 let files = self.world.ports.contents.boot_files(&self.record.kernel_digest).await?;
@@ -117,7 +118,11 @@ impl Effects for VmEffects {
             }
             Step::CleanUp => self.clean_up().await,
             Step::RemoveDisk => self.world.ports.disks.remove(&dirs).await,
-            Step::RemoveState => self.remove_dir(step, &dirs.state).await,
+            Step::RemoveState => {
+                self.remove_dir(step, &dirs.state).await?;
+                self.forget_host_key();
+                Ok(())
+            }
         }
     }
 
@@ -126,10 +131,13 @@ impl Effects for VmEffects {
         match step {
             Step::StateDir => self.remove_dir(step, &dirs.state).await,
             Step::RootDisk => self.world.ports.disks.remove(&dirs).await,
-            Step::HostKeys => match std::fs::remove_file(identity::host_key_file(&dirs.state)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(step, &error)),
-                _ => Ok(()),
-            },
+            Step::HostKeys => {
+                self.forget_host_key();
+                match std::fs::remove_file(identity::host_key_file(&dirs.state)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(step, &error)),
+                    _ => Ok(()),
+                }
+            }
             Step::RuntimeDir => self.remove_dir(step, &dirs.runtime).await,
             Step::Vmm => {
                 let ended = self.end_vmm().await;
@@ -182,6 +190,13 @@ impl VmEffects {
 
     async fn remove_dir(&self, step: Step, dir: &Path) -> Result<(), ErrorReport> {
         remove_dir(dir).await.map_err(|error| self.failed(step, &error))
+    }
+
+    /// The line of a VM that is gone does no harm, and goes when the file is written next: that is no reason to keep the VM.
+    fn forget_host_key(&self) {
+        if let Err(error) = self.world.known_hosts.forget(&self.record.id) {
+            self.report.warning(&sentence(&error));
+        }
     }
 
     async fn start_vmm(&self, dirs: VmDirs) -> Result<(), ErrorReport> {

@@ -20,6 +20,7 @@ pub(super) async fn build(
 ) -> Result<GuestConfig, ErrorReport> {
     let durability = if vm.ephemeral { Durability::Process } else { Durability::Host };
     let host_key = identity::host_key(&world.dirs(&vm.id).state, durability)?;
+    world.known_hosts.learn(&vm.id, &vm.name, &host_key.public)?;
     let file = |path: &str, mode, content| GuestFile { path: path.into(), mode, content };
     Ok(GuestConfig {
         hostname: vm.name.clone(),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use banger_proto::{ErrorCode, ErrorReport};
 use banger_sys::{durable, paths};
 use ssh_key::rand_core::OsRng;
-use ssh_key::{Algorithm, LineEnding, PrivateKey};
+use ssh_key::{Algorithm, LineEnding, PrivateKey, PublicKey};
 
 use crate::store::Durability;
 
@@ -57,6 +57,49 @@ pub fn host_key(state: &Path, durability: Durability) -> Result<HostKey, ErrorRe
     let private = key.to_openssh(LineEnding::LF).map_err(|error| failed(&error))?;
     let public = key.public_key().to_openssh().map_err(|error| failed(&error))?;
     Ok(HostKey { private: private.to_string(), public: format!("{public}\n") })
+}
+
+/// The public line of the ssh host key of the VM with this directory; `None` where none was made yet.
+pub fn host_public(state: &Path) -> Result<Option<String>, ErrorReport> {
+    let Some(key) = read(&host_key_file(state))? else { return Ok(None) };
+    let line = key.public_key().to_openssh().map_err(|error| {
+        let message = format!("cannot read the ssh key {}", host_key_file(state).display());
+        ErrorReport::caused_by(ErrorCode::Internal, message, &error)
+    })?;
+    Ok(Some(line))
+}
+
+/// The key by which the owner comes into VMs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OwnerKey {
+    /// banger's own, which it makes.
+    Managed,
+    /// The private key in this file, `ssh_key_path` of the configuration.
+    File(PathBuf),
+}
+
+/// The public line of a key of the owner's own: of the `.pub` file beside it, as ssh(1) does where the private key is
+/// in an agent or on a token, or of the private key itself, whose public half is readable also where a passphrase protects it.
+pub fn public_line(private: &Path) -> Result<String, ErrorReport> {
+    let mut public = private.as_os_str().to_owned();
+    public.push(".pub");
+    let failed = |file: &Path, error: &(dyn std::error::Error + 'static)| {
+        let message = format!("cannot use {} as the key for VMs (ssh_key_path)", file.display());
+        ErrorReport::caused_by(ErrorCode::InvalidInput, message, error)
+            .hint(format!("make one: ssh-keygen -t ed25519 -f {}", private.display()))
+            .hint("or leave ssh_key_path out of the configuration: banger then makes a key of its own")
+            .hint("the daemon reads it when it starts: banger daemon stop")
+    };
+    let key = match std::fs::read_to_string(Path::new(&public)) {
+        Ok(text) => PublicKey::from_openssh(&text).map_err(|error| failed(Path::new(&public), &error))?,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let text = std::fs::read_to_string(private).map_err(|error| failed(private, &error))?;
+            let key = PrivateKey::from_openssh(&text).map_err(|error| failed(private, &error))?;
+            key.public_key().clone()
+        }
+        Err(error) => return Err(failed(Path::new(&public), &error)),
+    };
+    key.to_openssh().map_err(|error| failed(private, &error))
 }
 
 /// The public line of the owner's managed key `id_ed25519` in this directory, made on first use.
@@ -124,6 +167,20 @@ mod tests {
         assert!(line.ends_with(" banger"), "{line}");
         assert_eq!(ssh.join("id_ed25519").metadata().unwrap().mode() & 0o777, 0o600);
         assert_ne!(line.split(' ').nth(1), first.public.split(' ').nth(1));
+    }
+
+    #[test]
+    fn a_key_of_the_owners_own_is_read_from_either_half() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = owner_key(dir.path()).unwrap();
+        let private = dir.path().join("id_ed25519");
+        assert_eq!(public_line(&private).unwrap(), line);
+        std::fs::remove_file(dir.path().join("id_ed25519.pub")).unwrap();
+        assert_eq!(public_line(&private).unwrap(), line);
+        std::fs::write(&private, "nonsense").unwrap();
+        let error = public_line(&private).unwrap_err();
+        assert!(error.message.contains("id_ed25519 as the key for VMs (ssh_key_path)"), "{error:?}");
+        assert!(public_line(&dir.path().join("none")).unwrap_err().hints[0].contains("ssh-keygen"));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod faults;
 mod guest_config;
 pub mod identity;
 pub mod journal;
+pub mod known_hosts;
 pub mod lease;
 pub mod plan;
 mod power_off;

@@ -9,8 +9,9 @@ use banger_sys::paths::Paths;
 use tokio::sync::OnceCell;
 
 use super::faults::Faults;
-use super::identity;
+use super::identity::{self, OwnerKey};
 use super::journal::Journal;
+use super::known_hosts::KnownHosts;
 use crate::ports::{Contents, Guests, RootDisks, VmDirs, Vmm};
 use crate::store::Store;
 
@@ -26,6 +27,8 @@ pub struct Ports {
     pub contents: Arc<dyn Contents>,
     /// What a guest with a network card is told.
     pub network: GuestNetwork,
+    /// Whom VMs let in by ssh.
+    pub owner_key: OwnerKey,
 }
 
 impl std::fmt::Debug for Ports {
@@ -45,6 +48,8 @@ pub struct World {
     pub journal: Journal,
     /// What tests replace.
     pub ports: Ports,
+    /// What ssh is to find in each VM.
+    pub known_hosts: KnownHosts,
     owner_key: OnceCell<String>,
 }
 
@@ -52,7 +57,8 @@ impl World {
     /// A world over these.
     pub fn new(paths: Paths, store: Store, ports: Ports, faults: Arc<dyn Faults>) -> Self {
         let journal = Journal::new(store.clone(), faults);
-        Self { paths, store, journal, ports, owner_key: OnceCell::new() }
+        let known_hosts = KnownHosts::new(&paths.ssh());
+        Self { paths, store, journal, ports, known_hosts, owner_key: OnceCell::new() }
     }
 
     /// The directories of a VM.
@@ -68,9 +74,14 @@ impl World {
         self.paths.state.join("failed")
     }
 
-    /// The line for `authorized_keys` of banger's own key; it is made on first use.
+    /// The line for `authorized_keys` of the key that VMs let in; banger's own is made on first use.
     pub async fn owner_key(&self) -> Result<String, ErrorReport> {
-        let dir = self.paths.state.join("ssh");
-        self.owner_key.get_or_try_init(|| async { identity::owner_key(&dir) }).await.cloned()
+        let make = || async {
+            match &self.ports.owner_key {
+                OwnerKey::Managed => identity::owner_key(&self.paths.ssh()),
+                OwnerKey::File(private) => identity::public_line(private),
+            }
+        };
+        self.owner_key.get_or_try_init(make).await.cloned()
     }
 }

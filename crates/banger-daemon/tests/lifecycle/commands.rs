@@ -65,6 +65,42 @@ fn a_paused_vm_is_shown_so_and_refuses_what_needs_its_guest() -> anyhow::Result<
     })
 }
 
+/// Every check of a state looks whether ssh is told of the host keys that there are; here they differ before.
+#[test]
+fn ssh_is_told_of_the_host_key_of_each_vm() -> anyhow::Result<()> {
+    let world = FakeWorld::new()?;
+    let file = world.paths().ssh().join("known_hosts");
+    let told = || -> anyhow::Result<Vec<String>> {
+        let text = std::fs::read_to_string(&file)?;
+        Ok(text.lines().filter(|line| line.starts_with("box.vm,")).map(str::to_owned).collect())
+    };
+    let daemon = Daemon::open(&world)?;
+    let first = daemon.run(async |client| {
+        runs(client).await?;
+        told()
+    })?;
+    ensure!(first.len() == 1, "{first:?}");
+    daemon.die()?;
+    std::fs::write(&file, "stale.vm ssh-ed25519 AAAA\n")?;
+    let daemon = Daemon::open(&world)?;
+    daemon.run(async |client| {
+        client.state(VmState::Running).await?;
+        ensure!(told()? == first, "it did not come back");
+        // What somebody did to the file is mended with the next start.
+        std::fs::remove_file(&file)?;
+        client.done(client.services.vm_restart(NAME, 5, options(Wait::Booted)).await).await?;
+        client.state(VmState::Running).await?;
+        ensure!(told()? == first, "it did not come back");
+        client.delete_all().await?;
+        ensure!(told()?.is_empty(), "it stayed");
+        runs(client).await?;
+        let second = told()?;
+        ensure!(second.len() == 1 && second != first, "a new VM of the same name has {second:?}");
+        client.delete_all().await
+    })?;
+    daemon.close()
+}
+
 #[test]
 fn a_paused_vm_is_stopped_restarted_killed_and_deleted() -> anyhow::Result<()> {
     with_a_vm(async |client| {
