@@ -23,6 +23,9 @@ if [ -x "$banger" ]; then
         echo "VMs of $user run on, and nothing is left to end them with; 'banger vm stop NAME' before, or install again:"
         "${as_user[@]}" "$banger" ps | sed 's/^/  /'
     fi
+    if grep -qs '^# banger: ' "$home/.ssh/config"; then
+        "${as_user[@]}" "$banger" ssh-config --uninstall || echo "uninstall: see $home/.ssh/config" >&2
+    fi
     # Where it cannot be asked the removal goes on, and says so.
     "${as_user[@]}" "$banger" daemon stop || echo "uninstall: the daemon of $user was not stopped; see above" >&2
 fi

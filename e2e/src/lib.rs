@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 /// The kernel that tests boot.
 pub const KERNEL: &str = "debian-6.1";
-/// A Debian with systemd, ssh and git, for tests about systemd.
+/// A Debian with systemd, ssh, git and rsync, for tests about systemd.
 pub const DEBIAN: &str = "debian-bookworm-minimal";
 /// A busybox without an init, up as soon as the agent is; for all other tests.
 pub const TINY: &str = "tiny";

@@ -24,7 +24,7 @@ use crate::notice::Notice;
 use crate::port::{Owner, Pipe, Port};
 use crate::prepare::{Early, HandedOver};
 use crate::root::Root;
-use crate::{booted, command, configure, connect, exec, files, log, machine, power, root, uevent};
+use crate::{booted, command, configure, connect, exec, files, log, machine, power, root, sshd, uevent};
 
 /// The name of the virtio-serial port.
 const PORT_NAME: &str = "dev.banger.agent";
@@ -208,6 +208,10 @@ impl Agent {
             },
             Open::Connect { port } => match self.in_root() {
                 Ok(_) => connect::serve(session, port),
+                Err(outcome) => outcome,
+            },
+            Open::Sshd => match self.in_root() {
+                Ok(_) => sshd::look(),
                 Err(outcome) => outcome,
             },
             Open::Shutdown { action } => match self.in_root() {

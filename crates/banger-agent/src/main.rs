@@ -30,6 +30,7 @@ mod port;
 mod power;
 mod prepare;
 mod root;
+mod sshd;
 mod supervisor;
 mod uevent;
 

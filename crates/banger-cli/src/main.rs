@@ -23,6 +23,7 @@ mod parse;
 mod progress;
 mod session;
 mod signals;
+mod ssh;
 mod terminal;
 mod ui;
 mod workspace;
@@ -75,7 +76,7 @@ fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
     let words: Vec<&str> = args.iter().filter_map(|arg| arg.to_str()).collect();
     let runs_in_guest = match words.as_slice() {
         [_, "vm", "exec", ..] => true,
-        [_, "vm", "run", rest @ ..] => {
+        [_, "vm", "run" | "ssh", rest @ ..] => {
             rest.iter().position(|word| *word == "--").is_some_and(|at| at + 1 < rest.len())
         }
         _ => false,

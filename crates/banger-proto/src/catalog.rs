@@ -79,7 +79,7 @@ pub const IMAGES: &[ImageRecipe] = &[
     },
     ImageRecipe {
         name: "debian-bookworm-minimal",
-        description: "Debian 12 with systemd, sshd and git",
+        description: "Debian 12 with systemd, sshd, git and rsync",
         suite: "bookworm",
         packages: &[
             "ca-certificates",
@@ -89,6 +89,7 @@ pub const IMAGES: &[ImageRecipe] = &[
             "kmod",
             "openssh-server",
             "procps",
+            "rsync",
             "systemd",
             "systemd-sysv",
             "udev",

@@ -50,6 +50,8 @@ pub enum Open {
     /// Connects to what listens on a TCP port of the guest's own loopback, IPv4 before IPv6. Stream 0 goes to it and
     /// stream 1 comes from it; the end of either is passed on as such, and the other goes on.
     Connect { port: NonZeroU16 },
+    /// Asks whether ssh is answered.
+    Sshd,
 }
 
 /// What the agent applies before the hand-over.
@@ -183,6 +185,8 @@ pub enum Outcome {
     Packed { entries: u64, bytes: u64, skipped: u64 },
     /// The connection is over: both directions have ended, or, with `reset`, it was broken.
     Disconnected { reset: bool },
+    /// Whether ssh is answered.
+    Sshd(Sshd),
     /// It could not be done.
     Failed(GuestFailure),
 }
@@ -248,6 +252,15 @@ pub struct Health {
     pub root_free: u64,
     /// Load average of the last minute, in thousandths.
     pub load_milli: u64,
+}
+
+/// A guest's ssh server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sshd {
+    /// Its program is in one of the usual places.
+    pub installed: bool,
+    /// Something takes connections to port 22 of the guest's loopback.
+    pub listening: bool,
 }
 
 /// A guest that is up.

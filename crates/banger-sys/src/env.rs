@@ -12,6 +12,8 @@ pub const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
 pub const SYSTEMD_EXEC_PID: &str = "SYSTEMD_EXEC_PID";
 /// The user's home.
 pub const HOME: &str = "HOME";
+/// Where the user's shell finds programs.
+pub const PATH: &str = "PATH";
 /// Replaces the runtime directory.
 pub const BANGER_RUNTIME_DIR: &str = "BANGER_RUNTIME_DIR";
 /// Replaces the state directory.

@@ -204,7 +204,8 @@ impl State {
             | Open::Unpack { .. }
             | Open::Place { .. }
             | Open::Pack { .. }
-            | Open::Connect { .. } => failed(
+            | Open::Connect { .. }
+            | Open::Sshd => failed(
                 GuestFailureCode::BadRequest,
                 "a fake guest runs no commands and has no files or ports",
             ),

@@ -7,6 +7,7 @@ mod daemon;
 mod doctor;
 mod image;
 mod kernel;
+mod ssh_config;
 mod version;
 mod vm;
 
@@ -55,6 +56,7 @@ enum Noun {
     /// Pull and list the kernels that VMs boot
     #[command(subcommand)]
     Kernel(kernel::Verb),
+    SshConfig(ssh_config::SshConfig),
     /// Look at the daemon, or stop it
     #[command(subcommand)]
     Daemon(daemon::Verb),
@@ -86,6 +88,7 @@ impl Cli {
             Noun::Ps(_)
             | Noun::Image(_)
             | Noun::Kernel(_)
+            | Noun::SshConfig(_)
             | Noun::Daemon(_)
             | Noun::Config(_)
             | Noun::Doctor(_)
@@ -101,6 +104,7 @@ impl Cli {
             Noun::Ps(list) => list.run(context).await,
             Noun::Image(verb) => verb.run(context).await,
             Noun::Kernel(verb) => verb.run(context).await,
+            Noun::SshConfig(config) => config.run(context),
             Noun::Daemon(verb) => verb.run(context).await,
             Noun::Config(verb) => verb.run(context),
             Noun::Doctor(doctor) => doctor.run(context).await,

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use banger_proto::SessionId;
 use banger_proto::channel::{Decoder, Limits, OUTBOX_TARGET, Outbox, ServerEvent, SessionTable, Stream};
-use banger_proto::guest::{Control, ExitStatus, GuestFailure, GuestFailureCode, Open, Outcome};
+use banger_proto::guest::{Control, ExitStatus, GuestFailure, GuestFailureCode, Open, Outcome, Sshd};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
@@ -62,6 +62,8 @@ pub(crate) struct State {
     results: BTreeMap<String, Value>,
     /// What `Pack` sends, and how it ends.
     pub(crate) pack: (Vec<u8>, Option<Outcome>),
+    /// The guest's sshd; without one its agent does not know the question.
+    pub(crate) sshd: Option<Sshd>,
     /// Variables and directory of the last command.
     pub(crate) request: Value,
 }
@@ -338,6 +340,12 @@ impl Running {
                 command.echo = std::mem::take(&mut state.pack.0);
                 // Without an end it goes on for ever.
                 command.status = state.pack.1.take();
+                command.ended = true;
+            }
+            if let Open::Sshd = &command.open {
+                let (code, message) = (GuestFailureCode::BadRequest, "not understood".to_owned());
+                let older = Outcome::Failed(GuestFailure { code, message });
+                command.status = Some(state.lock().unwrap().sshd.map_or(older, Outcome::Sshd));
                 command.ended = true;
             }
             if let Open::Connect { port } = &command.open {

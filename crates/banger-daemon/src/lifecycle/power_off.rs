@@ -47,6 +47,7 @@ pub(super) fn words(outcome: &Outcome) -> String {
         | Outcome::ShuttingDown
         | Outcome::Unpacked { .. }
         | Outcome::Packed { .. }
-        | Outcome::Disconnected { .. } => "its agent answered something else than was asked".into(),
+        | Outcome::Disconnected { .. }
+        | Outcome::Sshd(_) => "its agent answered something else than was asked".into(),
     }
 }

@@ -11,6 +11,7 @@ mod proxy;
 mod prune;
 mod run;
 mod several;
+mod ssh;
 mod wait;
 
 use clap::Subcommand;
@@ -61,6 +62,7 @@ pub(crate) enum Verb {
     Show(list::Show),
     /// Run a command in a VM that runs
     Exec(exec::Exec),
+    Ssh(ssh::Ssh),
     // A doc comment here would hide the longer one of the command.
     Cp(cp::Cp),
     Proxy(proxy::Proxy),
@@ -69,9 +71,10 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
-    pub(super) const fn has_guest_command(&self) -> bool {
+    pub(super) fn has_guest_command(&self) -> bool {
         match self {
             Self::Run(run) => run.has_guest_command(),
+            Self::Ssh(ssh) => ssh.has_guest_command(),
             Self::Exec(_) => true,
             Self::Create(_)
             | Self::Start(_)
@@ -107,6 +110,7 @@ impl Verb {
             Self::List(list) => list.run(context).await,
             Self::Show(show) => show.run(context).await,
             Self::Exec(exec) => exec.run(context).await,
+            Self::Ssh(ssh) => ssh.run(context).await,
             Self::Cp(cp) => cp.run(context).await,
             Self::Proxy(proxy) => proxy.run(context).await,
             Self::Logs(logs) => logs.run(context).await,

@@ -10,7 +10,11 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::exec::{self, Local, Outputs, drive, read_stdin};
 use crate::signals::Interrupts;
+use crate::ssh::guest;
 use crate::{names, parse};
+
+/// Who asks for this one wants to know what is with the guest's sshd.
+const SSH: u16 = 22;
 
 /// Connect standard input and output to a TCP port inside a VM
 ///
@@ -47,6 +51,9 @@ impl Proxy {
             }
             Ok(Outcome::Failed(failure)) if failure.code == GuestFailureCode::NotListening => {
                 let report = ErrorReport::new(ErrorCode::GuestFailed, text);
+                if port.get() == SSH {
+                    return Err(guest::explained(report, &mut session, vm, &mut interrupts).await?.into());
+                }
                 let report = report.cause("nothing listens on that port in the guest");
                 Err(report.hint(format!("start it there: banger vm exec {vm} -- CMD")).into())
             }
