@@ -14,6 +14,7 @@ mod network;
 mod pid1;
 mod refuse;
 mod run;
+mod ssh;
 mod systemd;
 mod trouble;
 mod user;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         daemon::TESTS,
         lifecycle::TESTS,
         systemd::TESTS,
+        ssh::TESTS,
         guest::TESTS,
         pid1::TESTS,
         identity::TESTS,

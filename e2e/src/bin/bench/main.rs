@@ -2,9 +2,10 @@
 //!
 //! Each line is a ratio against a reference that is measured in the same run: seven pairs, one after the other, so that
 //! a busy moment of the host hits both, and the medians of both sides. It prints a verdict and never fails because of one.
-//! `bench WORD...` measures only the rows whose names begin with one of the words (`exec`, `agent`, `booted`).
+//! `bench WORD...` measures only the rows whose names begin with one of the words (`exec`, `ssh`, `cp`, `agent`, `booted`).
 
 mod bare;
+mod ssh;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -58,6 +59,7 @@ fn measure(world: &World, wanted: &[String]) -> anyhow::Result<Vec<Row>> {
     if is_wanted("exec") {
         rows.push(exec(world)?);
     }
+    rows.extend(ssh::rows(world, is_wanted)?);
     world.delete_all()?;
 
     for (label, what, image, machine) in [
@@ -95,7 +97,7 @@ fn measure(world: &World, wanted: &[String]) -> anyhow::Result<Vec<Row>> {
             theirs,
         });
     }
-    ensure!(!rows.is_empty(), "no row is called {wanted:?}: there are exec, agent and booted");
+    ensure!(!rows.is_empty(), "no row is called {wanted:?}: there are exec, ssh, cp, agent and booted");
     Ok(rows)
 }
 
