@@ -1,4 +1,5 @@
-//! Following a job to its end: over restarts of the daemon, and asking for its cancellation on Ctrl-C.
+//! Following a job to its end: over restarts of the daemon. On Ctrl-C the command that began it asks for its
+//! cancellation, and one that attached to it leaves it alone.
 
 use banger_proto::daemon::{Accepted, Empty, JobEvent, JobEventKind, JobResult, Request};
 use banger_proto::{ErrorCode, ErrorReport, JobId};
@@ -8,6 +9,13 @@ use crate::error::CliError;
 use crate::progress::{Progress, TICK};
 use crate::session::Session;
 use crate::signals::Interrupts;
+
+/// What an interrupt of the command means for its job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnInterrupt {
+    Cancel,
+    Detach,
+}
 
 /// Connections that may end one after another without any news of the job.
 const MAX_LOSSES: u32 = 5;
@@ -33,6 +41,29 @@ impl Session<'_> {
         progress: &mut Progress,
         interrupts: &mut Interrupts,
     ) -> Result<JobResult, CliError> {
+        let (result, cancelled) = self.watch(job, progress, interrupts, OnInterrupt::Cancel).await?;
+        finished(result, cancelled)
+    }
+
+    /// Follows a job that another command began; an interrupt leaves it running. A job that failed is a result here:
+    /// errors are those of the following.
+    pub(crate) async fn attach(
+        &mut self,
+        job: &JobId,
+        progress: &mut Progress,
+        interrupts: &mut Interrupts,
+    ) -> Result<JobResult, CliError> {
+        Ok(self.watch(job, progress, interrupts, OnInterrupt::Detach).await?.0)
+    }
+
+    /// The result, and whether an interrupt asked for the cancellation.
+    async fn watch(
+        &mut self,
+        job: &JobId,
+        progress: &mut Progress,
+        interrupts: &mut Interrupts,
+        on_interrupt: OnInterrupt,
+    ) -> Result<(JobResult, bool), CliError> {
         let (mut after, mut losses, mut cancelled) = (0, 0, false);
         self.client.subscribe(Request::JobWatch { job: job.clone(), after }).await?;
         let mut ticks = tokio::time::interval(TICK);
@@ -45,6 +76,10 @@ impl Session<'_> {
                 }
                 _ = interrupts.next() => {
                     progress.clear();
+                    if on_interrupt == OnInterrupt::Detach {
+                        let text = format!("detached; to follow it again: banger job attach {job}");
+                        return Err(CliError::Interrupted(text));
+                    }
                     if cancelled {
                         let text = format!("interrupted; job {job} may still go on in the daemon");
                         return Err(CliError::Interrupted(text));
@@ -58,7 +93,7 @@ impl Session<'_> {
             match event {
                 Ok(JobEvent { event: JobEventKind::Finished { result }, .. }) => {
                     progress.clear();
-                    return finished(result, cancelled);
+                    return Ok((result, cancelled));
                 }
                 Ok(event) => {
                     losses = 0;

@@ -256,3 +256,43 @@ fn an_interrupt_while_it_boots_cancels_and_deletes() {
         assert_eq!((world.calls("JobCancel"), world.calls("VmDelete")), (1, deletes), "{err}");
     }
 }
+
+#[test]
+fn a_detached_pull_is_attached_to_left_and_cancelled() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let world = World::new();
+    world.fake.state.lock().unwrap().hangs = true;
+    let output = world.run(&["kernel", "pull", "-d", "debian-6.1"]);
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"00000000000b\n"[..]));
+    assert_eq!((world.calls("KernelPull"), world.calls("JobWatch")), (1, 0));
+
+    let mut command = world.command(&["job", "attach", "00000000000b"]);
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    while world.calls("JobWatch") == 0 {
+        std::thread::yield_now();
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), world.calls("JobCancel")), (Some(130), 0), "{err}");
+    assert!(err.contains("banger job attach 00000000000b"), "{err}");
+
+    let output = world.run(&["job", "cancel", "00000000000b"]);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), world.calls("JobCancel")), (Some(0), 1), "{err}");
+    assert_eq!(output.stdout, b"job 00000000000b is cancelled\n");
+    assert_eq!(world.run(&["job", "attach", "00000000000b"]).status.code(), Some(130));
+}
+
+#[test]
+fn a_job_that_is_done_is_shown_and_not_cancelled() {
+    let world = World::new();
+    let output = world.run(&["job", "attach", "00000000000b"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(output.stdout, b"kernel debian-6.1 is in the store\n");
+    let output = world.run(&["job", "cancel", "00000000000b"]);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("job 00000000000b ended before it was cancelled"), "{err}");
+    assert!(err.contains("kernel debian-6.1 is in the store"), "{err}");
+}

@@ -1,7 +1,7 @@
 //! `banger kernel`
 
 use banger_proto::KernelName;
-use banger_proto::daemon::{JobResult, KernelInfo, KernelList, Request};
+use banger_proto::daemon::{Accepted, JobResult, KernelInfo, KernelList, Request};
 use clap::{Args, Subcommand};
 
 use super::content;
@@ -33,10 +33,13 @@ pub(crate) enum Verb {
 }
 
 /// Fetch a kernel of the catalog, verified by Debian's signatures
+///
+/// Ctrl-C cancels it. With -d it goes on in the daemon: 'banger job' follows and cancels it.
 #[derive(Debug, Args)]
-#[command(
-    after_long_help = "Examples:\n  banger kernel pull debian-6.1\n  banger kernel pull --replace debian-6.1"
-)]
+#[command(after_long_help = "Examples:\n  \
+    banger kernel pull debian-6.1\n  \
+    banger kernel pull --replace debian-6.1\n  \
+    banger kernel pull -d debian-6.1")]
 pub(crate) struct Pull {
     /// Name in the catalog
     #[arg(add = names::available_kernels())]
@@ -44,6 +47,9 @@ pub(crate) struct Pull {
     /// Fetch it again though it is there
     #[arg(long)]
     replace: bool,
+    /// Leave it to the daemon, and print the id of the job
+    #[arg(short, long, conflicts_with = "json")]
+    detach: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -116,6 +122,12 @@ impl Pull {
     async fn run(self, context: &Context) -> Result<u8, CliError> {
         let mut interrupts = Interrupts::new()?;
         let mut session = context.session().await?;
+        if self.detach {
+            let request = Request::KernelPull { kernel: self.kernel, replace: self.replace };
+            let accepted: Accepted = session.client.call(request).await?;
+            context.ui.line(accepted.job)?;
+            return Ok(0);
+        }
         let kernel = pull(context, &mut session, &self.kernel, self.replace, &mut interrupts).await?;
         print(context, &kernel, self.json)
     }

@@ -6,6 +6,7 @@ mod content;
 mod daemon;
 mod doctor;
 mod image;
+mod job;
 mod kernel;
 mod ssh_config;
 mod version;
@@ -57,6 +58,9 @@ enum Noun {
     #[command(subcommand)]
     Kernel(kernel::Verb),
     SshConfig(ssh_config::SshConfig),
+    /// Follow or cancel long work of the daemon
+    #[command(subcommand)]
+    Job(job::Verb),
     /// Look at the daemon, or stop it
     #[command(subcommand)]
     Daemon(daemon::Verb),
@@ -89,6 +93,7 @@ impl Cli {
             | Noun::Image(_)
             | Noun::Kernel(_)
             | Noun::SshConfig(_)
+            | Noun::Job(_)
             | Noun::Daemon(_)
             | Noun::Config(_)
             | Noun::Doctor(_)
@@ -105,6 +110,7 @@ impl Cli {
             Noun::Image(verb) => verb.run(context).await,
             Noun::Kernel(verb) => verb.run(context).await,
             Noun::SshConfig(config) => config.run(context),
+            Noun::Job(verb) => verb.run(context).await,
             Noun::Daemon(verb) => verb.run(context).await,
             Noun::Config(verb) => verb.run(context),
             Noun::Doctor(doctor) => doctor.run(context).await,

@@ -38,7 +38,7 @@ pub(crate) struct State {
     pub(crate) cut_daemon: bool,
     /// The kernel is to be pulled first.
     pub(crate) kernel_missing: bool,
-    /// A start takes until it is cancelled.
+    /// A start or a pull takes until it is cancelled.
     pub(crate) hangs: bool,
     /// It was cancelled.
     pub(crate) cancelled: bool,
@@ -242,8 +242,10 @@ fn watch(stream: &UnixStream, parameters: &Value, state: &Arc<Mutex<State>>) -> 
     let result = match parameters["job"].as_str().unwrap() {
         _ if prepared.is_some() => prepared.unwrap(),
         "00000000000d" => json!({"outcome": "vm_deleted", "vm": {"id": "0123456789ab", "name": "box"}}),
-        "00000000000b" => json!({"outcome": "kernel", "kernel": {"name": "debian-6.1", "release": "6.1",
-            "digest": digest, "source": "s", "disk_used": 0, "created_at": 0, "used_by": []}}),
+        "00000000000b" if !state.lock().unwrap().hangs => {
+            json!({"outcome": "kernel", "kernel": {"name": "debian-6.1", "release": "6.1",
+            "digest": digest, "source": "s", "disk_used": 0, "created_at": 0, "used_by": []}})
+        }
         _ if state.lock().unwrap().hangs => json!({"outcome": "failed", "error":
             {"code": "cancelled", "message": "VM box was not started"}}),
         _ => json!({"outcome": "vm", "vm": vm()}),
