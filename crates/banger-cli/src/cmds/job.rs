@@ -17,9 +17,7 @@ use crate::signals::Interrupts;
     banger job attach 3f2a9c81d0e4\n  \
     banger job cancel 3f2a9c81d0e4")]
 pub(crate) enum Verb {
-    /// Follow a job to its end
     Attach(Attach),
-    /// End a job, and wait until it has ended
     Cancel(Cancel),
 }
 

@@ -20,7 +20,6 @@ use crate::signals::Interrupts;
 #[derive(Debug, Subcommand)]
 #[command(after_long_help = "Examples:\n  banger kernel pull debian-6.1\n  banger kernel list --available")]
 pub(crate) enum Verb {
-    /// Fetch a kernel of the catalog, verified by Debian's signatures
     Pull(Pull),
     /// List kernels
     #[command(visible_alias = "ls")]
