@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use banger_proto::daemon::VmKey;
-use banger_proto::{ByteSize, Digest, ImageName, JobId, KernelName, OperationId, VmId, VmName, VmState};
+use banger_proto::{
+    ByteSize, Digest, ErrorReport, ImageName, JobId, KernelName, OperationId, VmId, VmName, VmState,
+};
 
 /// A VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,6 +158,53 @@ pub struct OpenOperation {
     pub stop_within: Option<Duration>,
     /// Names of the steps whose effect may have happened, in the order in which they were begun.
     pub begun: Vec<String>,
+}
+
+/// What a job is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// A VM.
+    Vm(VmKey),
+    /// What an image's name is to mean.
+    Image(ImageName),
+    /// What a kernel's name is to mean.
+    Kernel(KernelName),
+}
+
+impl Subject {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Vm(vm) => vm.name.as_str(),
+            Self::Image(image) => image.as_str(),
+            Self::Kernel(kernel) => kernel.as_str(),
+        }
+    }
+
+    /// The id, where it is a VM.
+    pub fn vm_id(&self) -> Option<&str> {
+        match self {
+            Self::Vm(vm) => Some(vm.id.as_str()),
+            Self::Image(_) | Self::Kernel(_) => None,
+        }
+    }
+}
+
+/// A job as the store knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobRecord {
+    /// Its id.
+    pub id: JobId,
+    /// The word of its kind: an older daemon's, too.
+    pub kind: String,
+    /// The name of what it is about.
+    pub subject: Option<String>,
+    /// Seconds since 1970.
+    pub created_at: i64,
+    /// Seconds since 1970.
+    pub finished_at: Option<i64>,
+    /// Why it did not succeed.
+    pub error: Option<ErrorReport>,
 }
 
 /// A job without its result.

@@ -3,8 +3,12 @@
 //! No bulk byte travels in JSON: where a call moves bytes, a file descriptor goes with it. Each request of
 //! this enum names its reply type; a failure of any is the one varlink error [`Failure`].
 
+mod jobs;
+
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+pub use jobs::{JobInfo, JobList, JobState};
 
 use crate::{
     ByteSize, Digest, ErrorReport, ImageName, JobId, KernelName, SessionId, VmId, VmName, VmSpec, VmState,
@@ -107,6 +111,12 @@ pub enum Request {
     #[serde(rename = "dev.banger.Daemon.KernelDelete")]
     KernelDelete { kernel: KernelName },
 
+    /// Jobs that run, and the newest of those that ended: [`JobList`].
+    #[serde(rename = "dev.banger.Daemon.JobList")]
+    JobList {},
+    /// One job, by id or unambiguous prefix of it: [`JobInfo`].
+    #[serde(rename = "dev.banger.Daemon.JobShow")]
+    JobShow { job: String },
     /// Events of a job from number `after` on (0 for all), a stream of [`JobEvent`] that ends with the
     /// job's [`JobEventKind::Finished`]; a [`JobEventKind::Heartbeat`] comes where nothing else does.
     #[serde(rename = "dev.banger.Daemon.JobWatch")]

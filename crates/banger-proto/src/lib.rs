@@ -24,7 +24,7 @@ pub use digest::Digest;
 pub use error::{ErrorCode, ErrorReport};
 pub use id::{JobId, OperationId, SessionId, VmId};
 pub use name::{ImageName, KernelName, VmName};
-pub use pick::pick;
+pub use pick::{Key, pick};
 pub use size::ByteSize;
 pub use spec::VmSpec;
 pub use state::VmState;

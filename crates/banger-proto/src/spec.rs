@@ -36,6 +36,8 @@ pub struct VmSpec {
 impl VmSpec {
     /// QEMU's microvm machine has no more (its `MachineClass::max_cpus`).
     pub const MAX_VCPUS: u32 = 288;
+    /// Bytes of all environment variables together: they travel in one message of the guest channel.
+    pub const MAX_ENV: usize = 64 * 1024;
     /// Below this a Debian kernel with an initrd does not boot.
     pub const MIN_MEMORY: ByteSize = ByteSize::mib(128);
 }

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use banger_proto::daemon::{
-    Accepted, DaemonStatus, Empty, Failure, ImageInfo, ImageList, InterfaceDescription, JobEvent, KernelInfo,
-    KernelList, Request, ServiceInfo, VmInfo, VmList,
+    Accepted, DaemonStatus, Empty, Failure, ImageInfo, ImageList, InterfaceDescription, JobEvent, JobInfo,
+    JobList, KernelInfo, KernelList, Request, ServiceInfo, VmInfo, VmList,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -58,6 +58,8 @@ fn replies_keep_their_form() {
     round_trip::<ImageList>(replies("ImageList"));
     round_trip::<KernelInfo>(replies("KernelInfo"));
     round_trip::<KernelList>(replies("KernelList"));
+    round_trip::<JobInfo>(replies("JobInfo"));
+    round_trip::<JobList>(replies("JobList"));
     round_trip::<JobEvent>(replies("JobEvent"));
     round_trip::<Failure>(fixture("failures.jsonl"));
 }

@@ -71,6 +71,19 @@ impl Log {
         self.newest.subscribe()
     }
 
+    /// The stage that the job is in.
+    pub(super) fn stage(&self) -> Option<String> {
+        let inner = lock(&self.inner);
+        inner.events.iter().rev().find_map(|event| match &event.event {
+            JobEventKind::Stage { text } => Some(text.clone()),
+            JobEventKind::Progress { .. }
+            | JobEventKind::Note { .. }
+            | JobEventKind::Warning { .. }
+            | JobEventKind::Finished { .. }
+            | JobEventKind::Heartbeat {} => None,
+        })
+    }
+
     /// The event after this number.
     pub(super) fn after(&self, seq: u64) -> Option<JobEvent> {
         let inner = lock(&self.inner);

@@ -5,19 +5,20 @@
 //! storm of it costs neither memory nor disk.
 
 mod log;
+mod show;
 mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use banger_proto::daemon::{JobEvent, JobEventKind, JobResult, ProgressUnit, VmKey};
+use banger_proto::daemon::{JobEvent, JobEventKind, JobResult, ProgressUnit};
 use banger_proto::{ErrorCode, ErrorReport, JobId};
 
 pub use watch::JobWatch;
 
 use self::log::Log;
 use crate::lifecycle::cancel::{self, Cancel, Canceller};
-use crate::model::JobKind;
+use crate::model::{JobKind, Subject};
 use crate::store::{Durability, Store, jobs as rows};
 use crate::{clock, random};
 
@@ -63,6 +64,7 @@ struct Shared {
 
 #[derive(Debug, Clone)]
 struct Live {
+    subject: Subject,
     log: Arc<Log>,
     canceller: Arc<Canceller>,
 }
@@ -98,21 +100,21 @@ impl Jobs {
     }
 
     /// Begins a job. It is in the store when this returns.
-    pub async fn begin(&self, kind: JobKind, vm: Option<&VmKey>) -> Result<Job, ErrorReport> {
+    pub async fn begin(&self, kind: JobKind, subject: Subject) -> Result<Job, ErrorReport> {
         let id = JobId::from_random(random::bytes()?);
-        let (row, vm) = (id.clone(), vm.map(|vm| vm.id.to_string()));
+        let (row, about) = (id.clone(), subject.clone());
         let now = clock::now_s();
         self.shared
             .store
             .call(Durability::Process, move |conn| {
                 rows::prune(conn, KEEP)?;
-                rows::insert(conn, &row, kind, vm.as_deref(), now)
+                rows::insert(conn, &row, kind, &about, now)
             })
             .await
             .map_err(|error| error.report(format!("cannot begin the job {}", kind.as_str())))?;
         let (canceller, cancel) = cancel::pair();
         let log = Arc::new(Log::new(id.clone(), self.shared.store.clone()));
-        let live = Live { log: log.clone(), canceller: Arc::new(canceller) };
+        let live = Live { subject, log: log.clone(), canceller: Arc::new(canceller) };
         lock(&self.shared.live).insert(id.clone(), live);
         tracing::info!(job = %id, kind = kind.as_str(), "job begins");
         Ok(Job { id, shared: self.shared.clone(), log, cancel })

@@ -1,3 +1,5 @@
+use banger_proto::daemon::{JobState, VmKey};
+
 use super::*;
 
 async fn jobs() -> (tempfile::TempDir, Store, Jobs) {
@@ -11,6 +13,10 @@ fn failed(text: &str) -> JobResult {
     JobResult::Failed { error: ErrorReport::new(ErrorCode::Cancelled, text) }
 }
 
+fn kernel() -> Subject {
+    Subject::Kernel("debian-6.1".parse().unwrap())
+}
+
 async fn all(mut watch: JobWatch) -> Vec<JobEvent> {
     let mut events = Vec::new();
     while let Some(event) = watch.next().await {
@@ -22,7 +28,7 @@ async fn all(mut watch: JobWatch) -> Vec<JobEvent> {
 #[tokio::test]
 async fn a_log_is_the_same_live_and_later_and_from_any_number_on() {
     let (_dir, store, jobs) = jobs().await;
-    let job = jobs.begin(JobKind::VmStart, None).await.unwrap();
+    let job = jobs.begin(JobKind::VmStart, kernel()).await.unwrap();
     let id = job.id().clone();
     let live = jobs.watch(&id, 0).await.unwrap();
     let follow = tokio::spawn(all(live));
@@ -45,7 +51,7 @@ async fn a_log_is_the_same_live_and_later_and_from_any_number_on() {
 #[tokio::test]
 async fn a_storm_of_progress_is_thinned_and_the_end_is_kept() {
     let (_dir, _store, jobs) = jobs().await;
-    let job = jobs.begin(JobKind::ImageImport, None).await.unwrap();
+    let job = jobs.begin(JobKind::ImageImport, kernel()).await.unwrap();
     let id = job.id().clone();
     job.stage("spool");
     for done in 0..=100_000 {
@@ -62,7 +68,7 @@ async fn a_storm_of_progress_is_thinned_and_the_end_is_kept() {
 async fn a_silent_job_beats() {
     let (_dir, _store, jobs) = jobs().await;
     // The clock is paused for this thread only; the store's thread answers on its own.
-    let job = jobs.begin(JobKind::VmStart, None).await.unwrap();
+    let job = jobs.begin(JobKind::VmStart, kernel()).await.unwrap();
     let mut watch = jobs.watch(job.id(), 0).await.unwrap();
     assert_eq!(watch.next().await.unwrap().event, JobEventKind::Heartbeat {});
     job.stage("now");
@@ -76,7 +82,7 @@ async fn a_silent_job_beats() {
 #[tokio::test]
 async fn a_restart_interrupts_what_ran() {
     let (_dir, store, jobs) = jobs().await;
-    let job = jobs.begin(JobKind::VmStart, None).await.unwrap();
+    let job = jobs.begin(JobKind::VmStart, kernel()).await.unwrap();
     let id = job.id().clone();
     job.stage("one");
     job.log.flushed().await.unwrap();
@@ -94,10 +100,47 @@ async fn a_restart_interrupts_what_ran() {
 #[tokio::test]
 async fn a_job_is_asked_to_end_and_an_unknown_one_is_said() {
     let (_dir, _store, jobs) = jobs().await;
-    let job = jobs.begin(JobKind::KernelPull, None).await.unwrap();
+    let job = jobs.begin(JobKind::KernelPull, kernel()).await.unwrap();
     jobs.cancel(job.id()).await.unwrap();
     assert_eq!(job.cancel().cancelled().await.code, ErrorCode::Cancelled);
     let id = JobId::from_random([9; 6]);
     assert_eq!(jobs.cancel(&id).await.unwrap_err().code, ErrorCode::NotFound);
     assert_eq!(jobs.watch(&id, 0).await.unwrap_err().code, ErrorCode::NotFound);
+}
+
+#[tokio::test]
+async fn jobs_are_listed_with_their_stage_and_their_end() {
+    let (_dir, store, jobs) = jobs().await;
+    let vm = VmKey { id: "0123456789ab".parse().unwrap(), name: "box".parse().unwrap() };
+    let started = jobs.begin(JobKind::VmStart, Subject::Vm(vm)).await.unwrap();
+    let pulls = jobs.begin(JobKind::KernelPull, kernel()).await.unwrap();
+    let (started_id, pull_id) = (started.id().clone(), pulls.id().clone());
+    started.stage("boot");
+    started.finish(failed("enough")).await;
+    pulls.stage("one");
+    pulls.progress(1, 2, ProgressUnit::Bytes);
+    pulls.stage("two");
+    pulls.progress(1, 2, ProgressUnit::Bytes);
+    let list = jobs.list().await.unwrap();
+    assert_eq!(list.len(), 2);
+    assert_eq!((&list[0].id, list[0].state, &list[0].stage), (&started_id, JobState::Cancelled, &None));
+    assert_eq!((list[0].kind.as_str(), list[0].subject.as_deref()), ("vm-start", Some("box")));
+    assert_eq!(list[0].error.as_ref().unwrap().message, "enough");
+    assert!(list[0].finished_at.is_some());
+    assert_eq!(
+        (&list[1].id, list[1].state, list[1].stage.as_deref()),
+        (&pull_id, JobState::Running, Some("two"))
+    );
+    assert_eq!(list[1].finished_at, None);
+    assert_eq!(jobs.about(&kernel()), [pull_id.clone()]);
+    assert!(jobs.about(&Subject::Image("debian-6.1".parse().unwrap())).is_empty());
+
+    assert_eq!(jobs.show(pull_id.as_str()).await.unwrap(), list[1]);
+    assert_eq!(jobs.show(&pull_id.as_str()[..11]).await.unwrap(), list[1]);
+    assert_eq!(jobs.show("x").await.unwrap_err().code, ErrorCode::NotFound);
+    // The next daemon says that it was interrupted.
+    std::mem::forget(pulls);
+    let jobs = Jobs::open(store).await.unwrap();
+    assert_eq!(jobs.show(pull_id.as_str()).await.unwrap().state, JobState::Interrupted);
+    assert!(jobs.about(&kernel()).is_empty());
 }

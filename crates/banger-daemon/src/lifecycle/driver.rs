@@ -161,6 +161,9 @@ impl Driver {
     }
 
     async fn call(&mut self, call: Call) {
+        if call.is_taken_back() {
+            return;
+        }
         if let Some((call, actions)) = self.admit(call) {
             self.follow(call, &actions).await;
         }

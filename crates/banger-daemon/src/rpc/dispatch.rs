@@ -101,6 +101,8 @@ impl Api {
                 services.kernel_delete(&kernel).await?;
                 one(Empty {})
             }
+            Request::JobList {} => one(services.job_list().await?),
+            Request::JobShow { job } => one(services.job_show(&job).await?),
             Request::JobWatch { job, after } => Ok(Answer::Job(services.job_watch(&job, after).await?)),
             Request::JobCancel { job } => {
                 services.job_cancel(&job).await?;

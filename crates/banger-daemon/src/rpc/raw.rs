@@ -57,6 +57,8 @@ pub(super) const METHODS: &[&str] = &[
     "dev.banger.Daemon.KernelList",
     "dev.banger.Daemon.KernelShow",
     "dev.banger.Daemon.KernelDelete",
+    "dev.banger.Daemon.JobList",
+    "dev.banger.Daemon.JobShow",
     "dev.banger.Daemon.JobWatch",
     "dev.banger.Daemon.JobCancel",
 ];

@@ -16,9 +16,9 @@ use super::Services;
 use super::contents::{blocking, code_of};
 use super::drivers::Drivers;
 use crate::clock;
-use crate::jobs::{Job, Report};
+use crate::jobs::{Job, Jobs, Report};
 use crate::lifecycle::cancel::Cancel;
-use crate::model::{ImageRecord, JobKind};
+use crate::model::{ImageRecord, JobKind, Subject};
 use crate::store::{Durability, content, vms};
 
 impl Services {
@@ -76,7 +76,7 @@ impl Services {
         name: ImageName,
         make: impl FnOnce(Arc<Job>) -> Result<Image, ImportError> + Send + 'static,
     ) -> Result<Accepted, ErrorReport> {
-        let job = Arc::new(self.jobs.begin(kind, None).await?);
+        let job = Arc::new(self.jobs.begin(kind, Subject::Image(name.clone())).await?);
         let accepted = Accepted { job: job.id().clone(), vm: None };
         let drivers = self.drivers.clone();
         tokio::spawn(async move {
@@ -108,10 +108,11 @@ impl Services {
         Ok(info(&self.drivers, self.find_image(image).await?))
     }
 
-    /// `ImageDelete`; refused while a VM was made from it.
+    /// `ImageDelete`; refused while there is a VM made from it, or a job that makes it anew.
     pub async fn image_delete(&self, image: &ImageName) -> Result<(), ErrorReport> {
         let name = image.clone();
         let found = self.find_image(image).await?;
+        not_being_made(&self.jobs, "image", &Subject::Image(image.clone()))?;
         let digest = found.digest.clone();
         let users = self.drivers.world().store.call(Durability::Host, move |conn| {
             let users: Vec<VmName> = vms::all(conn)?
@@ -275,6 +276,18 @@ pub(super) fn in_use(kind: &str, name: &str, users: &[VmName]) -> ErrorReport {
     ErrorReport::new(ErrorCode::InUse, format!("cannot delete the {kind} '{name}'"))
         .cause(format!("these VMs use it: {}", names.join(", ")))
         .hint(format!("banger vm delete {}", names.join(" ")))
+}
+
+/// Refused while a job is about to give this name a new meaning: deleted or not, it would be there afterwards.
+pub(super) fn not_being_made(jobs: &Jobs, kind: &str, subject: &Subject) -> Result<(), ErrorReport> {
+    let ids: Vec<String> = jobs.about(subject).iter().map(ToString::to_string).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let name = subject.name();
+    let report = ErrorReport::new(ErrorCode::InUse, format!("cannot delete the {kind} '{name}'"));
+    let report = report.cause(format!("it is being made anew by job {}", ids.join(", ")));
+    Err(ids.iter().fold(report, |report, id| report.hint(format!("banger job cancel {id}"))))
 }
 
 /// A text for people that a client sent.

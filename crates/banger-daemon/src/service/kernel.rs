@@ -10,9 +10,9 @@ use banger_proto::{ErrorCode, ErrorReport, KernelName, VmName};
 use super::Services;
 use super::contents::{blocking, code_of};
 use super::drivers::Drivers;
-use super::image::{JobProgress, in_use};
+use super::image::{JobProgress, in_use, not_being_made};
 use crate::clock;
-use crate::model::{JobKind, KernelRecord};
+use crate::model::{JobKind, KernelRecord, Subject};
 use crate::store::{Durability, content, vms};
 
 impl Services {
@@ -22,7 +22,7 @@ impl Services {
         if !replace && kernel_row(&self.drivers, &kernel).await?.is_some() {
             return Err(there_already(&kernel));
         }
-        let job = Arc::new(self.jobs.begin(JobKind::KernelPull, None).await?);
+        let job = Arc::new(self.jobs.begin(JobKind::KernelPull, Subject::Kernel(kernel.clone())).await?);
         let accepted = Accepted { job: job.id().clone(), vm: None };
         let (drivers, library, pulls) = (self.drivers.clone(), self.library.clone(), self.pulls.clone());
         tokio::spawn(async move {
@@ -73,10 +73,11 @@ impl Services {
         Ok(info(&self.drivers, self.find_kernel(kernel).await?))
     }
 
-    /// `KernelDelete`; refused while a VM boots it.
+    /// `KernelDelete`; refused while there is a VM that boots it, or a job that pulls it anew.
     pub async fn kernel_delete(&self, kernel: &KernelName) -> Result<(), ErrorReport> {
         let name = kernel.clone();
         let found = self.find_kernel(kernel).await?;
+        not_being_made(&self.jobs, "kernel", &Subject::Kernel(kernel.clone()))?;
         let digest = found.digest.clone();
         let users = self.drivers.world().store.call(Durability::Host, move |conn| {
             let users: Vec<VmName> = vms::all(conn)?

@@ -13,7 +13,7 @@ mod vm;
 
 use std::sync::Arc;
 
-use banger_proto::daemon::DaemonStatus;
+use banger_proto::daemon::{DaemonStatus, JobInfo, JobList};
 use banger_proto::{ByteSize, ErrorReport, JobId, VmState};
 use banger_sys::paths::Paths;
 
@@ -106,6 +106,16 @@ impl Services {
             running: u32::try_from(running).unwrap_or(u32::MAX),
             vms: u32::try_from(views.len()).unwrap_or(u32::MAX),
         })
+    }
+
+    /// `JobList`.
+    pub async fn job_list(&self) -> Result<JobList, ErrorReport> {
+        Ok(JobList { jobs: self.jobs.list().await? })
+    }
+
+    /// `JobShow`.
+    pub async fn job_show(&self, job: &str) -> Result<JobInfo, ErrorReport> {
+        self.jobs.show(job).await
     }
 
     /// `JobWatch`: events after number `after`.

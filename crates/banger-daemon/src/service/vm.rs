@@ -17,14 +17,12 @@ use crate::lifecycle::effects::SharedLive;
 use crate::lifecycle::lease::Lease;
 use crate::lifecycle::plan;
 use crate::lifecycle::state::Force;
-use crate::model::{ImageRecord, JobKind, KernelRecord, VmRecord};
+use crate::model::{ImageRecord, JobKind, KernelRecord, Subject, VmRecord};
 use crate::store::{Durability, StoreError, content, vms};
 use crate::{clock, names, random};
 
 /// ext4 with 4 KiB blocks and 32-bit block numbers ends here (kernel doc filesystems/ext4/blockgroup).
 const MAX_DISK: ByteSize = ByteSize::mib(16 * 1024 * 1024);
-/// Bytes of all environment variables together: they travel in one message of the guest channel.
-const MAX_ENV: usize = 64 * 1024;
 /// The most seconds that a timeout may have.
 const MAX_TIMEOUT: u32 = 86_400;
 
@@ -49,7 +47,7 @@ impl Services {
         };
         let record = self.record(spec).await?;
         let key = record.key();
-        let job = Arc::new(self.jobs.begin(JobKind::VmCreate, Some(&key)).await?);
+        let job = Arc::new(self.jobs.begin(JobKind::VmCreate, Subject::Vm(key.clone())).await?);
         let row = record.clone();
         let durability = if record.ephemeral { Durability::Process } else { Durability::Host };
         let journal = &self.drivers.world().journal;
@@ -75,6 +73,11 @@ impl Services {
         let accepted = Accepted { job: job.id().clone(), vm: Some(key) };
         let world = self.drivers.world().clone();
         let (mut driver, handle) = Driver::new(world, record, SharedLive::default(), lease);
+        // Before anybody can find the VM: whatever else is asked of it comes after its start.
+        let start = match start {
+            None => None,
+            Some(options) => Some(handle.ask(What::Start(options), job.clone(), job.cancel().clone()).await),
+        };
         self.drivers.add(handle.clone());
         let drivers = self.drivers.clone();
         tokio::spawn(async move {
@@ -83,9 +86,9 @@ impl Services {
             match (created, start) {
                 (Err(error), _) => job.finish(JobResult::Failed { error }).await,
                 (Ok(view), None) => job.finish(vm_result(drivers.world(), &view).await).await,
-                (Ok(_), Some(options)) => {
+                (Ok(_), Some(start)) => {
                     let (handle, world) = (handle.clone(), drivers.world().clone());
-                    tokio::spawn(async move { carry_out(&world, &handle, What::Start(options), &job).await });
+                    tokio::spawn(async move { finish(&world, handle.answer(start).await, &job).await });
                 }
             }
             if gone {
@@ -229,7 +232,7 @@ impl Services {
     ) -> Result<(Handle, Arc<Job>, Accepted), ErrorReport> {
         let handle = self.drivers.find(vm)?;
         let key = handle.view().record.key();
-        let job = Arc::new(self.jobs.begin(kind, Some(&key)).await?);
+        let job = Arc::new(self.jobs.begin(kind, Subject::Vm(key.clone())).await?);
         let accepted = Accepted { job: job.id().clone(), vm: Some(key) };
         Ok((handle, job, accepted))
     }
@@ -359,8 +362,9 @@ fn check_env(spec: &VmSpec) -> Result<(), ErrorReport> {
                 .hint("write -e NAME=VALUE"));
         }
     }
-    if total > MAX_ENV {
-        return Err(invalid(format!("the environment is too large: {total} bytes, {MAX_ENV} are the most")));
+    let most = VmSpec::MAX_ENV;
+    if total > most {
+        return Err(invalid(format!("the environment is too large: {total} bytes, {most} are the most")));
     }
     Ok(())
 }

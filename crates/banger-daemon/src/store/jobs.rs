@@ -6,19 +6,19 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::StoreError;
 use super::{parse, parse_json, to_json};
-use crate::model::{JobKind, OpenJob};
+use crate::model::{JobKind, JobRecord, OpenJob, Subject};
 
 /// Adds a job.
 pub fn insert(
     conn: &Connection,
     id: &JobId,
     kind: JobKind,
-    vm: Option<&str>,
+    subject: &Subject,
     now: i64,
 ) -> Result<(), StoreError> {
     conn.execute(
-        "INSERT INTO jobs (id, kind, vm, created_at) VALUES (?1, ?2, ?3, ?4)",
-        params![id.as_str(), kind.as_str(), vm, now],
+        "INSERT INTO jobs (id, kind, vm, subject, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![id.as_str(), kind.as_str(), subject.vm_id(), subject.name(), now],
     )
     .map_err(StoreError::sql("record a job"))?;
     Ok(())
@@ -52,6 +52,34 @@ pub fn exists(conn: &Connection, id: &JobId) -> Result<bool, StoreError> {
         .optional()
         .map_err(StoreError::sql("look for a job"))?;
     Ok(found.is_some())
+}
+
+/// Every job, by its beginning.
+pub fn all(conn: &Connection) -> Result<Vec<JobRecord>, StoreError> {
+    let sql = StoreError::sql("read the jobs of the store");
+    // Only the last event can have a result, and only a failure has an error in it.
+    let mut statement = conn
+        .prepare_cached(
+            "SELECT id, kind, subject, created_at, finished_at,
+             (SELECT json_extract(event, '$.result.error') FROM job_events WHERE job = jobs.id
+              ORDER BY seq DESC LIMIT 1)
+             FROM jobs ORDER BY rowid",
+        )
+        .map_err(&sql)?;
+    let mut rows = statement.query([]).map_err(&sql)?;
+    let mut jobs = Vec::new();
+    while let Some(row) = rows.next().map_err(&sql)? {
+        let error: Option<String> = row.get(5).map_err(&sql)?;
+        jobs.push(JobRecord {
+            id: parse("a job id", row.get(0).map_err(&sql)?)?,
+            kind: row.get(1).map_err(&sql)?,
+            subject: row.get(2).map_err(&sql)?,
+            created_at: row.get(3).map_err(&sql)?,
+            finished_at: row.get(4).map_err(&sql)?,
+            error: error.map(|error| parse_json("an error", error)).transpose()?,
+        });
+    }
+    Ok(jobs)
 }
 
 /// A job's events after a number, in order.

@@ -55,12 +55,15 @@ CREATE TABLE steps (
 /// Version 2: how long the guest has that is asked to stop, for a daemon that goes on with it.
 const V2: &str = "ALTER TABLE operations ADD COLUMN stop_within_s INTEGER;";
 
+/// Version 3: the name of what a job is about, which a VM that is gone no longer tells.
+const V3: &str = "ALTER TABLE jobs ADD COLUMN subject TEXT;";
+
 /// The version that this program writes (`PRAGMA user_version`).
-pub const LATEST: usize = 2;
+pub const LATEST: usize = 3;
 
 /// Every migration, in order.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(V1), M::up(V2)])
+    Migrations::new(vec![M::up(V1), M::up(V2), M::up(V3)])
 }
 
 #[cfg(test)]
@@ -85,11 +88,11 @@ mod tests {
             INSERT INTO vms VALUES ('v','n','running',NULL,'i','sha256:a',1,'k','sha256:b',1,1,1,'qcow2',
                                     1,0,'{}','m',1,NULL,'[]');
             INSERT INTO processes VALUES ('v','vmm',1,'b',1,1,1);
-            INSERT INTO jobs VALUES ('j','vm-create','v',1,NULL);
+            INSERT INTO jobs (id, kind, vm, created_at) VALUES ('j','vm-create','v',1);
             INSERT INTO job_events VALUES ('j',1,1,'{}');
             INSERT INTO operations (id, vm, kind, begun_at) VALUES ('o','v','start',1);
             INSERT INTO steps VALUES ('o',0,'x',0);";
-        let rows = [ROWS, ROWS];
+        let rows = [ROWS, ROWS, ROWS];
         assert_eq!(rows.len(), LATEST);
         for (index, sql) in rows.iter().enumerate() {
             let mut conn = Connection::open_in_memory().unwrap();

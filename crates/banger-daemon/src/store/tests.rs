@@ -130,13 +130,14 @@ async fn job_logs_are_kept_within_a_bound() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("banger.db")).unwrap();
     let job = |number: u8| JobId::from_random([number; 6]);
+    let about = crate::model::Subject::Kernel("k".parse().unwrap());
     let event = |seq| JobEvent { seq, at_ms: 5000, event: JobEventKind::Note { text: "x".into() } };
     let error = banger_proto::ErrorReport::new(ErrorCode::Cancelled, "it was cancelled");
     let finished = JobEventKind::Finished { result: banger_proto::daemon::JobResult::Failed { error } };
     store
         .call(Durability::Process, move |conn| {
             for number in 0..5 {
-                jobs::insert(conn, &job(number), JobKind::VmStart, None, 1)?;
+                jobs::insert(conn, &job(number), JobKind::VmStart, &about, 1)?;
                 jobs::append(conn, &job(number), &[event(1), event(2)])?;
                 if number < 4 {
                     let last = JobEvent { seq: 3, at_ms: 6000, event: finished.clone() };

@@ -61,6 +61,10 @@ pub(super) struct Call {
     done: oneshot::Sender<Result<View, ErrorReport>>,
 }
 
+/// Something that was asked for.
+#[derive(Debug)]
+pub struct Pending(oneshot::Receiver<Result<View, ErrorReport>>);
+
 pub(super) enum Message {
     Call(Call),
     Hold(Lease),
@@ -126,6 +130,11 @@ impl What {
 }
 
 impl Call {
+    /// Whether nobody waits for it any more.
+    pub(super) fn is_taken_back(&self) -> bool {
+        self.done.is_closed()
+    }
+
     pub(super) fn answer(self, result: Result<View, ErrorReport>) {
         // A caller that is gone wants no answer.
         let _ = self.done.send(result);
@@ -163,12 +172,23 @@ impl Handle {
         report: Arc<dyn Report>,
         cancel: Cancel,
     ) -> Result<View, ErrorReport> {
+        let pending = self.ask(what, report, cancel).await;
+        self.answer(pending).await
+    }
+
+    /// Asks for something, which is done after all that was asked for before. Dropping the result takes it back, where
+    /// it was not begun.
+    pub async fn ask(&self, what: What, report: Arc<dyn Report>, cancel: Cancel) -> Pending {
         let (done, answer) = oneshot::channel();
         let call = Call { what, report, cancel, done };
-        if self.inbox.send(Message::Call(call)).await.is_err() {
-            return Err(self.gone());
-        }
-        answer.await.unwrap_or_else(|_| Err(self.gone()))
+        // With a driver that is gone the sender of the answer goes too.
+        let _ = self.inbox.send(Message::Call(call)).await;
+        Pending(answer)
+    }
+
+    /// Waits until it is done.
+    pub async fn answer(&self, pending: Pending) -> Result<View, ErrorReport> {
+        pending.0.await.unwrap_or_else(|_| Err(self.gone()))
     }
 
     /// Asks the guest to power off, and waits until it says that it does, not until it has.
