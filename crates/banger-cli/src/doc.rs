@@ -1,7 +1,7 @@
 //! The documents of `--json`: what programs read. Fields are only ever added; a change of meaning raises
 //! [`SCHEMA_VERSION`]. Their JSON Schemas are in docs/schema, and a test compares.
 
-use banger_proto::daemon::{DaemonStatus, ImageInfo, KernelInfo, VmInfo};
+use banger_proto::daemon::{DaemonStatus, ImageInfo, JobInfo, KernelInfo, VmInfo};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -261,6 +261,75 @@ impl From<&KernelInfo> for Kernel {
     }
 }
 
+/// `job list`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Jobs {
+    /// By their beginning.
+    pub(crate) jobs: Vec<Job>,
+}
+
+/// `job show`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct OneJob {
+    /// The job.
+    pub(crate) job: Job,
+}
+
+/// A job.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Job {
+    /// Its id, 12 hexadecimal digits.
+    id: String,
+    /// What it does: vm-start, kernel-pull and so on.
+    kind: String,
+    /// The name of the VM, image or kernel that it is about.
+    subject: Option<String>,
+    /// running, done, failed, cancelled or interrupted.
+    state: String,
+    /// The stage that it is in, while it runs.
+    stage: Option<String>,
+    /// When it began, RFC 3339.
+    created_at: String,
+    /// When it ended, RFC 3339.
+    finished_at: Option<String>,
+    /// Why it did not succeed.
+    error: Option<JobError>,
+}
+
+/// Why a job did not succeed.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct JobError {
+    /// What could not be done.
+    message: String,
+    /// Why, outermost first.
+    causes: Vec<String>,
+    /// What to do next.
+    hints: Vec<String>,
+}
+
+impl From<&JobInfo> for Job {
+    fn from(job: &JobInfo) -> Self {
+        Self {
+            id: job.id.to_string(),
+            kind: job.kind.clone(),
+            subject: job.subject.clone(),
+            state: job.state.to_string(),
+            stage: job.stage.clone(),
+            created_at: time(job.created_at),
+            finished_at: job.finished_at.map(time),
+            error: job.error.as_ref().map(|error| JobError {
+                message: error.message.clone(),
+                causes: error.causes.clone(),
+                hints: error.hints.clone(),
+            }),
+        }
+    }
+}
+
 /// `daemon status`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -385,7 +454,12 @@ pub(crate) fn time(seconds: i64) -> String {
 
 /// How long ago, for people: the two largest units.
 pub(crate) fn ago(seconds: i64) -> String {
-    let age = u64::try_from(Timestamp::now().as_second().saturating_sub(seconds)).unwrap_or(0);
+    duration(Timestamp::now().as_second().saturating_sub(seconds))
+}
+
+/// So many seconds, for people: the two largest units.
+pub(crate) fn duration(seconds: i64) -> String {
+    let age = u64::try_from(seconds).unwrap_or(0);
     match age {
         0..60 => format!("{age}s"),
         60..3600 => format!("{}m", age / 60),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use banger_proto::catalog::IMAGES;
-use banger_proto::daemon::{ImageList, KernelList, Request, VmList};
+use banger_proto::daemon::{ImageList, JobInfo, JobList, JobState, KernelList, Request, VmList};
 use banger_sys::paths::Paths;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use serde::de::DeserializeOwned;
@@ -55,6 +55,26 @@ pub(crate) fn kernels() -> ArgValueCandidates {
 /// Names of kernels that can be pulled.
 pub(crate) fn available_kernels() -> ArgValueCandidates {
     ArgValueCandidates::new(|| kernel_names(true))
+}
+
+/// Ids of jobs.
+pub(crate) fn jobs() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| job_ids(|_| true))
+}
+
+/// Ids of jobs that run.
+pub(crate) fn running_jobs() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| job_ids(|job| job.state == JobState::Running))
+}
+
+/// The newest first, so that what is looked for is not behind a hundred others.
+fn job_ids(wanted: impl Fn(&JobInfo) -> bool) -> Vec<CompletionCandidate> {
+    let jobs = ask::<JobList>(Request::JobList {}).map(|list| list.jobs).unwrap_or_default();
+    let candidate = |(order, job): (usize, &JobInfo)| {
+        let about = format!("{} {}, {}", job.kind, job.subject.as_deref().unwrap_or_default(), job.state);
+        CompletionCandidate::new(job.id.as_str()).help(Some(about.into())).display_order(Some(order))
+    };
+    jobs.iter().rev().filter(|job| wanted(job)).enumerate().map(candidate).collect()
 }
 
 fn kernel_names(available: bool) -> Vec<CompletionCandidate> {

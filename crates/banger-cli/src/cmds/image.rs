@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use banger_proto::catalog::{IMAGES, ImageRecipe};
-use banger_proto::daemon::{ImageInfo, ImageList, JobResult, Request};
+use banger_proto::daemon::{Accepted, ImageInfo, ImageList, JobResult, Request};
 use banger_proto::{ErrorCode, ErrorReport, ImageName};
 use clap::{Args, Subcommand, ValueHint};
 
@@ -26,16 +26,11 @@ use crate::signals::Interrupts;
     after_long_help = "Examples:\n  banger image build debian-bookworm\n  banger image register mine ./root.ext4"
 )]
 pub(crate) enum Verb {
-    /// Build an image from Debian's signed archive
     Build(Build),
-    /// Take a local ext4 file as an image
     Register(Register),
-    /// List images
     #[command(visible_alias = "ls")]
     List(List),
-    /// Show one image
     Show(Show),
-    /// Delete images that no VM uses
     #[command(visible_alias = "rm")]
     Delete(Delete),
 }
@@ -61,15 +56,21 @@ pub(crate) struct Build {
 
 /// Take a local ext4 file as an image
 ///
-/// The file is copied into the store and may be deleted after.
+/// The file is copied into the store and may be deleted after. Ctrl-C cancels it. With -d it goes on in the daemon:
+/// 'banger job' follows and cancels it.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Examples:\n  banger image register mine ./root.ext4")]
+#[command(
+    after_long_help = "Examples:\n  banger image register mine ./root.ext4\n  banger image register -d other ./root.ext4"
+)]
 pub(crate) struct Register {
     /// Name of the image
     name: ImageName,
     /// The ext4 file
     #[arg(value_hint = ValueHint::FilePath)]
     file: PathBuf,
+    /// Leave it to the daemon, and print the id of the job
+    #[arg(short, long, conflicts_with = "json")]
+    detach: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -162,6 +163,11 @@ impl Register {
         let mut session = context.session().await?;
         let mut progress = Progress::new(context.ui, Lines::Stages, format!("image {}", self.name));
         let request = Request::ImageRegister { name: self.name, source };
+        if self.detach {
+            let accepted: Accepted = session.client.call_with(request, vec![file.into()]).await?;
+            context.ui.line(accepted.job)?;
+            return Ok(0);
+        }
         match session.job(request, vec![file.into()], &mut progress, &mut interrupts).await? {
             JobResult::Image { image } => print(context, &image, self.json),
             other => Err(unexpected(&other)),

@@ -93,6 +93,25 @@ fn schemas_of_images_and_kernels() {
 }
 
 #[test]
+fn schemas_of_jobs() {
+    let error = banger_proto::ErrorReport::new(banger_proto::ErrorCode::Cancelled, "cancelled").cause("c");
+    let job = || {
+        Job::from(&JobInfo {
+            id: "0123456789ab".parse().unwrap(),
+            kind: "kernel-pull".into(),
+            subject: Some("debian-6.1".into()),
+            state: banger_proto::daemon::JobState::Cancelled,
+            stage: None,
+            created_at: 1_700_000_000,
+            finished_at: Some(1_700_000_001),
+            error: Some(error.clone()),
+        })
+    };
+    check("job-list", Jobs { jobs: vec![job()] });
+    check("job-show", OneJob { job: job() });
+}
+
+#[test]
 fn schemas_of_the_rest() {
     let status = DaemonStatus {
         pid: 1,
