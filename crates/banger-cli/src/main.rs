@@ -24,6 +24,7 @@ mod progress;
 mod session;
 mod signals;
 mod ssh;
+mod table;
 mod terminal;
 mod ui;
 mod workspace;

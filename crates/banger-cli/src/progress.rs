@@ -6,6 +6,7 @@ use banger_proto::ByteSize;
 use banger_proto::daemon::{JobEventKind, ProgressUnit};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::doc;
 use crate::ui::Ui;
 
 /// What is over sooner shows nothing on a terminal.
@@ -93,7 +94,7 @@ impl Progress {
     /// Time passed.
     pub(crate) fn tick(&mut self) {
         let Some(stage) = &mut self.stage else { return };
-        if self.ui.is_interactive() {
+        if self.ui.moves() {
             if self.began.elapsed() < QUICK {
                 return;
             }
@@ -142,7 +143,10 @@ impl Drop for Progress {
 
 impl Stage {
     fn describe(&self) -> String {
-        let seconds = self.began.elapsed().as_secs();
+        self.describe_after(self.began.elapsed().as_secs())
+    }
+
+    fn describe_after(&self, seconds: u64) -> String {
         let size = |count| match self.unit {
             ProgressUnit::Bytes => ByteSize::bytes(count).to_string(),
             ProgressUnit::Items => count.to_string(),
@@ -154,7 +158,13 @@ impl Stage {
             (done, total) => text.push_str(&format!(", {} of {}", size(done), size(total))),
         }
         if self.unit == ProgressUnit::Bytes && seconds > 0 && self.done > 0 {
-            text.push_str(&format!(", {}/s", ByteSize::bytes(self.done / seconds)));
+            let rate = self.done / seconds;
+            text.push_str(&format!(", {}/s", ByteSize::bytes(rate)));
+            if let Some(left) =
+                self.total.saturating_sub(self.done).checked_div(rate).filter(|left| *left > 0)
+            {
+                text.push_str(&format!(", {} left", doc::duration(i64::try_from(left).unwrap_or(i64::MAX))));
+            }
         }
         if seconds >= 2 {
             text.push_str(&format!(" ({seconds} s)"));
@@ -190,5 +200,10 @@ mod tests {
         assert_eq!(stage.describe(), "write, 3 MiB");
         stage.total = 6 << 20;
         assert_eq!(stage.describe(), "write, 3 MiB of 6 MiB");
+        assert_eq!(stage.describe_after(1), "write, 3 MiB of 6 MiB, 3 MiB/s, 1s left");
+        stage.total = 603 << 20;
+        assert_eq!(stage.describe_after(3), "write, 3 MiB of 603 MiB, 1 MiB/s, 10m left (3 s)");
+        (stage.done, stage.unit) = (2, ProgressUnit::Items);
+        assert_eq!(stage.describe_after(1), format!("write, 2 of {}", 603 << 20));
     }
 }

@@ -3,11 +3,11 @@
 //! Colour, width and whether a person watches are decided once. A reader that went away ends the program quietly.
 
 use anstyle::{AnsiColor, Style};
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 
 use crate::error::{CliError, Line, io_error};
+use crate::{table, terminal};
 
 const BAD: Style = AnsiColor::Red.on_default().bold();
 const WARN: Style = AnsiColor::Yellow.on_default().bold();
@@ -18,17 +18,25 @@ const GOOD: Style = AnsiColor::Green.on_default();
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ui {
     stderr_is_terminal: bool,
+    moves: bool,
 }
 
 impl Ui {
     /// As the process finds it.
     pub(crate) fn new() -> Self {
-        Self { stderr_is_terminal: std::io::stderr().is_terminal() }
+        let stderr_is_terminal = std::io::stderr().is_terminal();
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+        Self { stderr_is_terminal, moves: stderr_is_terminal && !dumb }
     }
 
     /// Whether a person may be watching the messages.
     pub(crate) const fn is_interactive(self) -> bool {
         self.stderr_is_terminal
+    }
+
+    /// Whether a line of the messages can be written over: on a terminal that is not a dumb one.
+    pub(crate) const fn moves(self) -> bool {
+        self.moves
     }
 
     /// Data: a text that ends with a newline.
@@ -55,25 +63,16 @@ impl Ui {
         self.line(text)
     }
 
-    /// Data: rows under headings. `right` names the columns of numbers.
+    /// Data: rows under headings. `right` names the columns of numbers. On a terminal it fits the width where it can; in a
+    /// pipe nothing is ever cut.
     pub(crate) fn table(
         self,
         headings: &[&str],
         right: &[usize],
         rows: Vec<Vec<String>>,
     ) -> Result<(), CliError> {
-        let mut table = Table::new();
-        // Never wrapped: a line is a row, on a terminal and in a pipe.
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(headings.iter().copied()).add_rows(rows);
-        for (index, column) in table.column_iter_mut().enumerate() {
-            column.set_padding((0, 2));
-            if right.contains(&index) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        let text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-        self.data(&text)
+        let width = std::io::stdout().is_terminal().then(|| usize::from(terminal::size().cols));
+        self.data(&table::text(headings, right, &rows, width))
     }
 
     /// A line of status for a person.
