@@ -14,6 +14,7 @@ mod context;
 mod copy;
 mod daemon;
 mod doc;
+mod env_file;
 mod error;
 mod escape;
 mod exec;
@@ -78,7 +79,9 @@ fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
     let runs_in_guest = match words.as_slice() {
         [_, "vm", "exec", ..] => true,
         [_, "vm", "run" | "ssh", rest @ ..] => {
-            rest.iter().position(|word| *word == "--").is_some_and(|at| at + 1 < rest.len())
+            let (flags, command) =
+                rest.split_at(rest.iter().position(|word| *word == "--").unwrap_or(rest.len()));
+            command.len() > 1 || flags.iter().any(|word| word.starts_with("--entrypoint"))
         }
         _ => false,
     };

@@ -2,7 +2,6 @@
 
 use banger_proto::spec::Signal;
 use banger_proto::{ByteSize, VmSpec};
-use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
 /// Seconds: `90`, `90s`, `2m`, `1h`; 1 second to 1 day.
@@ -79,9 +78,12 @@ pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value))
 }
 
-/// Variables, the last of a name wins.
-pub(crate) fn environment(list: Vec<(String, String)>) -> BTreeMap<String, String> {
-    list.into_iter().collect()
+/// A directory in a guest: nothing there is relative to where we are.
+pub(crate) fn guest_directory(text: &str) -> Result<String, String> {
+    if text.starts_with('/') && !text.contains('\0') {
+        return Ok(text.to_owned());
+    }
+    Err("it must be an absolute path in the guest: write for example --workdir /srv".to_owned())
 }
 
 #[cfg(test)]
@@ -127,6 +129,14 @@ mod tests {
         assert_eq!(variable("A="), Ok(("A".into(), String::new())));
         assert!(variable("=b").is_err());
         assert!(variable("SURELY_NOT_SET_ANYWHERE").is_err());
+    }
+
+    #[test]
+    fn a_guest_directory_is_absolute() {
+        assert_eq!(guest_directory("/srv"), Ok("/srv".to_owned()));
+        for text in ["", "srv", "./srv", "~", "../x"] {
+            assert!(guest_directory(text).unwrap_err().contains("absolute path"), "{text}");
+        }
     }
 
     #[test]

@@ -43,6 +43,10 @@ fn usage_is_2_and_125_where_a_guest_command_is_run() {
         (&["vm", "run", "-d", "-it"], 2, "-d goes with neither"),
         (&["vm", "run", "--workdir", "srv", "--", "true"], 125, "absolute"),
         (&["vm", "run", "-e", "=x", "--", "true"], 125, "NAME=VALUE"),
+        (&["vm", "run", "-w", "./srv"], 2, "absolute"),
+        (&["vm", "exec", "-w", "srv", "box", "--", "true"], 125, "absolute"),
+        (&["vm", "run", "-d", "--entrypoint", "true"], 125, "do not go together"),
+        (&["vm", "run", "--entrypoint", "true", "--vcpu", "0"], 125, "--vcpu"),
     ] {
         let (code, out, err) = run(dir.path(), args);
         assert_eq!(code, status, "{args:?}: {err}");
@@ -74,6 +78,34 @@ fn a_silent_daemon_is_told_of() {
         assert!(said.contains("the daemon does not answer"), "{args:?}: {said}");
         assert!(said.contains("bangerd.sock and said nothing for 10 s"), "{args:?}: {said}");
     }
+}
+
+#[test]
+fn a_bad_file_of_variables_is_named_before_anything_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.env"), "# fine\nA=b\nC D=e\n").unwrap();
+    for (args, status) in [
+        (&["vm", "run", "--env-file", "a.env"][..], 2),
+        (&["vm", "run", "--env-file", "a.env", "--", "true"], 125),
+        (&["vm", "create", "--env-file", "a.env"], 2),
+        (&["vm", "exec", "--env-file", "a.env", "box", "--", "true"], 125),
+    ] {
+        let (code, out, err) = run(dir.path(), args);
+        assert_eq!((code, out.as_str()), (status, ""), "{args:?}: {err}");
+        assert!(
+            err.starts_with("error: a.env:3: the name of a variable has no spaces in it: C D=e\n"),
+            "{err}"
+        );
+        assert!(err.contains("hint: "), "{err}");
+    }
+    for (args, status) in [
+        (&["vm", "create", "--env-file", "none"][..], 1),
+        (&["vm", "exec", "--env-file", "none", "box", "--", "a"], 125),
+    ] {
+        let (code, _, err) = run(dir.path(), args);
+        assert!(code == status && err.contains("cannot read the variables in none"), "{args:?}: {err}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "something was made");
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub(crate) struct Create {
 
 impl Create {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
-        let spec = self.options.spec(context.config()?, false);
+        let spec = self.options.spec(context.config()?, false)?;
         let start = (!self.no_start).then(|| self.start.options());
         let mut interrupts = Interrupts::new()?;
         let mut session = context.session().await?;

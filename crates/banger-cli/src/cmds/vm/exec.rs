@@ -3,6 +3,7 @@
 use clap::Args;
 
 use crate::context::Context;
+use crate::env_file::Variables;
 use crate::error::CliError;
 use crate::exec::{self, Command};
 use crate::signals::Interrupts;
@@ -17,6 +18,7 @@ use crate::{names, parse};
 #[command(after_long_help = "Examples:\n  \
     banger vm exec box -- systemctl status\n  \
     banger vm exec -it box -- bash\n  \
+    banger vm exec --env-file ./app.env -w /srv box -- env\n  \
     echo '{}' | banger vm exec -i box -- jq .")]
 pub(crate) struct Exec {
     /// Pass standard input on
@@ -25,11 +27,10 @@ pub(crate) struct Exec {
     /// Give the command a terminal
     #[arg(short, long)]
     tty: bool,
-    /// Variable of the command; K alone takes its value from here
-    #[arg(short, long, value_name = "K=V", value_parser = parse::variable)]
-    env: Vec<(String, String)>,
-    /// Working directory in the guest [default: root's home]
-    #[arg(short, long, value_name = "DIR")]
+    #[command(flatten)]
+    variables: Variables,
+    /// Working directory in the guest, an absolute path [default: root's home]
+    #[arg(short, long, value_name = "DIR", value_parser = parse::guest_directory)]
     workdir: Option<String>,
     /// Name or id
     #[arg(add = names::vms())]
@@ -41,15 +42,11 @@ pub(crate) struct Exec {
 
 impl Exec {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        let env = self.variables.read()?;
         let mut interrupts = Interrupts::new()?;
         let mut session = context.session().await?;
-        let command = Command {
-            argv: self.command,
-            env: parse::environment(self.env),
-            cwd: self.workdir,
-            tty: self.tty,
-            stdin: self.interactive,
-        };
+        let command =
+            Command { argv: self.command, env, cwd: self.workdir, tty: self.tty, stdin: self.interactive };
         exec::run(context.ui, &mut session, &self.vm, command, &mut interrupts).await
     }
 }

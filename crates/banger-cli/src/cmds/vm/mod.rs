@@ -36,37 +36,28 @@ pub(super) use options::with_defaults;
     banger vm stop box\n  \
     banger vm delete box")]
 pub(crate) enum Verb {
-    /// Make a VM, boot it, and run a command or a shell in it
     Run(run::Run),
-    /// Make a VM and boot it
     Create(create::Create),
-    /// Start VMs that are created or stopped
     Start(lifecycle::Start),
-    /// Stop VMs: ask the guest, then force it after a while
     Stop(lifecycle::Stop),
-    /// Stop VMs that run, then start them; those at rest are started
     Restart(lifecycle::Restart),
     Kill(lifecycle::Kill),
     Pause(lifecycle::Pause),
-    /// Let VMs go on that are paused
     Resume(lifecycle::Resume),
     Wait(wait::Wait),
-    /// Delete VMs with their disks
     #[command(visible_alias = "rm")]
     Delete(lifecycle::Delete),
     Prune(prune::Prune),
-    /// List VMs
     #[command(visible_alias = "ls")]
     List(List),
-    /// Show one VM
     Show(list::Show),
-    /// Run a command in a VM that runs
     Exec(exec::Exec),
     Ssh(ssh::Ssh),
     // A doc comment here would hide the longer one of the command.
     Cp(cp::Cp),
     Proxy(proxy::Proxy),
     /// Print a VM's console log
+    Cp(cp::Cp),
     Logs(logs::Logs),
 }
 

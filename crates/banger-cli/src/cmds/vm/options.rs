@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 
 use crate::build;
 use crate::context::Context;
+use crate::env_file::Variables;
 use crate::error::CliError;
 use crate::jobs::unexpected;
 use crate::progress::{Lines, Progress};
@@ -42,9 +43,8 @@ pub(crate) struct VmOptions {
     /// Keep the VM off all networks
     #[arg(long)]
     no_nat: bool,
-    /// Variable of every command in the VM; K alone takes its value from here
-    #[arg(short, long, value_name = "K=V", value_parser = parse::variable)]
-    env: Vec<(String, String)>,
+    #[command(flatten)]
+    variables: Variables,
 }
 
 /// How long to wait for what.
@@ -86,13 +86,13 @@ impl WaitFor {
 
 impl VmOptions {
     /// The request, complete: flag, else configuration, else host, else built in.
-    pub(super) fn spec(self, config: Config, ephemeral: bool) -> VmSpec {
+    pub(super) fn spec(self, config: Config, ephemeral: bool) -> Result<VmSpec, CliError> {
         let nat = match (self.nat, self.no_nat) {
             (_, true) => Some(false),
             (true, false) => Some(true),
             (false, false) => None,
         };
-        VmSpec {
+        Ok(VmSpec {
             name: self.name,
             image: config.image.or_flag(self.image).value,
             kernel: config.kernel.or_flag(self.kernel).value,
@@ -101,8 +101,8 @@ impl VmOptions {
             disk: self.disk_size.or(config.disk.value),
             nat: config.nat.or_flag(nat).value,
             ephemeral,
-            env: parse::environment(self.env),
-        }
+            env: self.variables.read()?,
+        })
     }
 }
 
@@ -204,6 +204,9 @@ fn described(command: clap::Command, config: &Config) -> clap::Command {
         ("disk_size", shown(&config.disk, |_| disk.clone())),
         ("nat", shown(&config.nat, |nat| if *nat { "on".to_owned() } else { "off".to_owned() })),
     ];
+    let command = command.mut_arg("env", |arg| {
+        arg.help("Variable of every command in the VM; K alone takes its value from here")
+    });
     defaults.into_iter().fold(command, |command, (id, default)| {
         command.mut_arg(id, |arg| {
             let help = arg.get_help().map(ToString::to_string).unwrap_or_default();

@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::error::{CliError, OURS};
 use crate::exec::{self, Command};
 use crate::jobs::unexpected;
+use crate::parse;
 use crate::progress::{Lines, Progress};
 use crate::session::Session;
 use crate::signals::Interrupts;
@@ -39,6 +40,7 @@ const DELETE_WITHIN: Duration = Duration::from_secs(60);
     banger vm run --rm -- uname -a           a command, and nothing stays\n  \
     banger vm run --rm ./repo -- make test   a command on a repository\n  \
     banger vm run --rm -it -- python3        an interactive program\n  \
+    banger vm run --rm --env-file app.env --entrypoint env\n  \
     banger vm run -d --name box              only boot it\n\n\
     Exit status: the command's own, and 125 for a failure of banger's.")]
 pub(crate) struct Run {
@@ -57,9 +59,12 @@ pub(crate) struct Run {
     /// Give the command a terminal
     #[arg(short, long)]
     tty: bool,
-    /// Where the files go and the command starts [default: /root/NAME with PATH, else root's home]
-    #[arg(long, value_name = "DIR")]
+    /// Where the files go and the command starts, an absolute path [default: /root/NAME with PATH, else root's home]
+    #[arg(short, long, value_name = "DIR", value_parser = parse::guest_directory)]
     workdir: Option<String>,
+    /// Program to run; what stands after '--' are its arguments
+    #[arg(long, value_name = "PROGRAM", allow_hyphen_values = true)]
+    entrypoint: Option<String>,
     #[command(flatten)]
     options: VmOptions,
     #[command(flatten)]
@@ -70,22 +75,29 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub(super) const fn has_guest_command(&self) -> bool {
-        !self.command.is_empty()
+    pub(super) fn has_guest_command(&self) -> bool {
+        !self.words().is_empty()
+    }
+
+    /// The program and its arguments; none is a shell.
+    fn words(&self) -> Vec<String> {
+        let program = self.entrypoint.iter().filter(|program| !program.is_empty());
+        program.chain(&self.command).cloned().collect()
     }
 
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         self.refuse()?;
         let workspace = self.path.as_deref().map(Workspace::scan).transpose()?;
         let ours = if self.has_guest_command() { OURS } else { 1 };
-        let spec = self.options.spec(context.config()?, self.rm);
+        let command = self.words();
+        let spec = self.options.spec(context.config()?, self.rm)?;
         let plan = Plan {
             rm: self.rm,
             detach: self.detach,
             command: Command {
-                tty: self.tty || (self.command.is_empty() && terminal::is_interactive()),
-                stdin: self.interactive || self.command.is_empty(),
-                argv: self.command,
+                tty: self.tty || (command.is_empty() && terminal::is_interactive()),
+                stdin: self.interactive || command.is_empty(),
+                argv: command,
                 env: std::collections::BTreeMap::new(),
                 cwd: self.workdir,
             },
@@ -119,7 +131,7 @@ impl Run {
                 "leave one out; 'banger vm delete -f NAME' ends a detached VM",
             );
         }
-        if self.detach && !self.command.is_empty() {
+        if self.detach && self.has_guest_command() {
             return both(
                 "-d and a command do not go together: nobody would see its output",
                 "boot it with 'banger vm run -d --name NAME', then 'banger vm exec NAME -- CMD'",
@@ -129,12 +141,6 @@ impl Run {
             return both(
                 "-d goes with neither -i nor -t: there is no command to talk to",
                 "leave -i and -t out; 'banger vm exec -it NAME -- bash' opens a shell later",
-            );
-        }
-        if self.workdir.as_deref().is_some_and(|dir| !dir.starts_with('/')) {
-            return both(
-                "--workdir must be an absolute path in the guest",
-                "write for example --workdir /srv",
             );
         }
         Ok(())
