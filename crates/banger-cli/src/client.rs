@@ -111,6 +111,15 @@ impl Client {
         tokio::time::timeout(limit, self.call(request)).await.map_err(|_| silent(paths, limit))
     }
 
+    /// The same with a daemon that `glance` found: it does not wait for one that hangs either.
+    pub(crate) async fn call_soon<T: DeserializeOwned>(
+        &mut self,
+        request: Request,
+        paths: &Paths,
+    ) -> Result<Result<T, CallError>, CliError> {
+        self.call_within(GLANCE, request, paths).await
+    }
+
     /// Calls with descriptors, and returns the reply.
     pub(crate) async fn call_with<T: DeserializeOwned>(
         &mut self,

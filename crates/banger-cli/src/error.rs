@@ -14,6 +14,9 @@ use std::process::ExitCode;
 /// Status of every failure of ours where a guest command's status is expected.
 pub(crate) const OURS: u8 = 125;
 
+/// Status of a command that the user ended.
+pub(crate) const INTERRUPTED: u8 = 130;
+
 /// Why the command line ends with an error.
 #[derive(Debug)]
 pub(crate) enum CliError {
@@ -57,9 +60,9 @@ impl CliError {
             Self::BrokenPipe => 141,
             Self::Usage(_) | Self::Failed(_) | Self::Interrupted(_) if guest_command => OURS,
             Self::Usage(_) => 2,
-            Self::Failed(report) if report.code == ErrorCode::Cancelled => 130,
+            Self::Failed(report) if report.code == ErrorCode::Cancelled => INTERRUPTED,
             Self::Failed(_) => 1,
-            Self::Interrupted(_) => 130,
+            Self::Interrupted(_) => INTERRUPTED,
         };
         ExitCode::from(code)
     }

@@ -1,6 +1,8 @@
 //! Following a job to its end: over restarts of the daemon. On Ctrl-C the command that began it asks for its
 //! cancellation, and one that attached to it leaves it alone.
 
+use std::collections::VecDeque;
+
 use banger_proto::daemon::{Accepted, Empty, JobEvent, JobEventKind, JobResult, Request};
 use banger_proto::{ErrorCode, ErrorReport, JobId};
 
@@ -11,10 +13,33 @@ use crate::session::Session;
 use crate::signals::Interrupts;
 
 /// What an interrupt of the command means for its job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum OnInterrupt {
-    Cancel,
+#[derive(Debug)]
+enum OnInterrupt<'j> {
+    /// It and those that were begun with it are to end.
+    Cancel(&'j mut Together),
+    /// It goes on.
     Detach,
+}
+
+/// Jobs that one command began, followed one after another and called off together.
+#[derive(Debug)]
+pub(crate) struct Together {
+    /// Those that are not followed to their end yet.
+    left: VecDeque<JobId>,
+    cancelled: bool,
+    given_up: bool,
+}
+
+impl Together {
+    /// These, in this order.
+    pub(crate) fn new(jobs: Vec<JobId>) -> Self {
+        Self { left: jobs.into(), cancelled: false, given_up: false }
+    }
+
+    /// Whether a second interrupt left them to the daemon.
+    pub(crate) const fn is_given_up(&self) -> bool {
+        self.given_up
+    }
 }
 
 /// Connections that may end one after another without any news of the job.
@@ -41,8 +66,22 @@ impl Session<'_> {
         progress: &mut Progress,
         interrupts: &mut Interrupts,
     ) -> Result<JobResult, CliError> {
-        let (result, cancelled) = self.watch(job, progress, interrupts, OnInterrupt::Cancel).await?;
-        finished(result, cancelled)
+        self.follow_next(&mut Together::new(vec![job.clone()]), progress, interrupts).await
+    }
+
+    /// Follows the next of several jobs to its result, as [`Self::job`] does; an interrupt cancels all that are left.
+    pub(crate) async fn follow_next(
+        &mut self,
+        jobs: &mut Together,
+        progress: &mut Progress,
+        interrupts: &mut Interrupts,
+    ) -> Result<JobResult, CliError> {
+        let Some(job) = jobs.left.front().cloned() else {
+            return Err(CliError::failed(ErrorCode::Internal, "there is no job left to follow"));
+        };
+        let result = self.watch(&job, progress, interrupts, OnInterrupt::Cancel(jobs)).await;
+        jobs.left.pop_front();
+        finished(result?, jobs.cancelled)
     }
 
     /// Follows a job that another command began; an interrupt leaves it running. A job that failed is a result here:
@@ -53,18 +92,18 @@ impl Session<'_> {
         progress: &mut Progress,
         interrupts: &mut Interrupts,
     ) -> Result<JobResult, CliError> {
-        Ok(self.watch(job, progress, interrupts, OnInterrupt::Detach).await?.0)
+        self.watch(job, progress, interrupts, OnInterrupt::Detach).await
     }
 
-    /// The result, and whether an interrupt asked for the cancellation.
+    /// The result.
     async fn watch(
         &mut self,
         job: &JobId,
         progress: &mut Progress,
         interrupts: &mut Interrupts,
-        on_interrupt: OnInterrupt,
-    ) -> Result<(JobResult, bool), CliError> {
-        let (mut after, mut losses, mut cancelled) = (0, 0, false);
+        mut on_interrupt: OnInterrupt<'_>,
+    ) -> Result<JobResult, CliError> {
+        let (mut after, mut losses) = (0, 0);
         self.client.subscribe(Request::JobWatch { job: job.clone(), after }).await?;
         let mut ticks = tokio::time::interval(TICK);
         loop {
@@ -76,29 +115,32 @@ impl Session<'_> {
                 }
                 _ = interrupts.next() => {
                     progress.clear();
-                    if on_interrupt == OnInterrupt::Detach {
+                    let OnInterrupt::Cancel(jobs) = &mut on_interrupt else {
                         let text = format!("detached; to follow it again: banger job attach {job}");
                         return Err(CliError::Interrupted(text));
-                    }
-                    if cancelled {
+                    };
+                    if jobs.cancelled {
+                        jobs.given_up = true;
                         let text = format!("interrupted; job {job} may still go on in the daemon");
                         return Err(CliError::Interrupted(text));
                     }
-                    cancelled = true;
+                    jobs.cancelled = true;
                     progress.stage("cancelling");
-                    self.cancel(job).await?;
+                    for job in &jobs.left {
+                        self.cancel(job).await?;
+                    }
                     continue;
                 }
             };
             match event {
                 Ok(JobEvent { event: JobEventKind::Finished { result }, .. }) => {
                     progress.clear();
-                    return Ok((result, cancelled));
+                    return Ok(result);
                 }
                 Ok(event) => {
                     losses = 0;
                     after = after.max(event.seq);
-                    if !cancelled {
+                    if !matches!(&on_interrupt, OnInterrupt::Cancel(jobs) if jobs.cancelled) {
                         progress.event(&event.event);
                     }
                 }

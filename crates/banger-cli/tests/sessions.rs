@@ -258,10 +258,75 @@ fn an_interrupt_while_it_boots_cancels_and_deletes() {
 }
 
 #[test]
+fn a_daemon_that_hangs_is_not_waited_for() {
+    let world = World::new();
+    let output = world.run(&["daemon", "stop"]);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), world.calls("Shutdown")), (Some(1), 1), "{err}");
+    assert!(err.contains("the daemon does not answer") && err.contains("said nothing for 10 s"), "{err}");
+}
+
+#[test]
+fn variables_come_from_files_and_an_entrypoint_takes_the_words() {
+    let world = World::new();
+    std::fs::write(world.dir.path().join("a.env"), "# one\nA=1\nB=2\nHOME\n").unwrap();
+    let output = world.run(&["vm", "exec", "--env-file", "a.env", "-e", "B=3", "box", "--", "say", "x"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let env = world.fake.state.lock().unwrap().request["env"].clone();
+    let home = world.dir.path().to_str().expect("a text");
+    assert_eq!(env, serde_json::json!({"A": "1", "B": "3", "HOME": home}));
+
+    let output =
+        world.run(&["vm", "run", "--env-file", "a.env", "--entrypoint", "say", "--", "-n", "two  words"]);
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"-n two  words\n"[..]));
+    assert_eq!(world.fake.state.lock().unwrap().spec["env"]["B"], "2");
+    let output = world.run(&["vm", "run", "--rm", "--entrypoint", "exit-not"]);
+    assert_eq!(output.status.code(), Some(127), "it is a command, and no shell");
+    let output = world.run(&["vm", "run", "--entrypoint", "", "--", "exit", "7"]);
+    assert_eq!(output.status.code(), Some(7));
+}
+
+/// A pull as it is listed.
+fn pull(state: &str) -> serde_json::Value {
+    serde_json::json!({"id": "00000000000b", "kind": "kernel-pull", "subject": "debian-6.1", "state": state, "created_at": 0})
+}
+
+#[test]
+fn jobs_are_listed_and_shown() {
+    let world = World::new();
+    let mut failed = pull("failed");
+    (failed["id"], failed["finished_at"]) = ("00000000000c".into(), 75.into());
+    failed["error"] =
+        serde_json::json!({"code": "internal", "message": "cannot pull", "causes": ["no luck"]});
+    let mut running = pull("running");
+    running["stage"] = "download it".into();
+    world.fake.state.lock().unwrap().jobs = vec![failed, running];
+    let text = |output: Output| String::from_utf8(output.stdout).unwrap();
+    let out = text(world.run(&["job", "list"]));
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines[0].starts_with("ID            KIND         OF          STATE    AGE"), "{out}");
+    assert!(lines[1].starts_with("00000000000c  kernel-pull  debian-6.1  failed   "), "{out}");
+    assert!(lines[1].contains("1m") && lines[1].ends_with("cannot pull"), "{out}");
+    assert!(lines[2].ends_with("download it") && lines.len() == 3, "{out}");
+    let out = text(world.run(&["job", "ls", "--running", "--json"]));
+    let document: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let jobs = document["jobs"].as_array().unwrap();
+    assert_eq!((jobs.len(), &jobs[0]["stage"]), (1, &"download it".into()));
+    let out = text(world.run(&["job", "show", "00000000000c"]));
+    assert!(out.contains("error      cannot pull\ncause      no luck\n"), "{out}");
+    let output = world.run(&["job", "show", "f"]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
 fn a_detached_pull_is_attached_to_left_and_cancelled() {
     use rustix::process::{Pid, Signal, kill_process};
     let world = World::new();
-    world.fake.state.lock().unwrap().hangs = true;
+    {
+        let mut state = world.fake.state.lock().unwrap();
+        state.hangs = true;
+        state.jobs = vec![pull("running")];
+    }
     let output = world.run(&["kernel", "pull", "-d", "debian-6.1"]);
     assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"00000000000b\n"[..]));
     assert_eq!((world.calls("KernelPull"), world.calls("JobWatch")), (1, 0));
@@ -287,7 +352,8 @@ fn a_detached_pull_is_attached_to_left_and_cancelled() {
 #[test]
 fn a_job_that_is_done_is_shown_and_not_cancelled() {
     let world = World::new();
-    let output = world.run(&["job", "attach", "00000000000b"]);
+    world.fake.state.lock().unwrap().jobs = vec![pull("done")];
+    let output = world.run(&["job", "attach", "00000"]);
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(output.stdout, b"kernel debian-6.1 is in the store\n");
     let output = world.run(&["job", "cancel", "00000000000b"]);

@@ -4,6 +4,8 @@
 mod environment;
 mod fake;
 
+use std::process::Stdio;
+
 use fake::Fake;
 use serde_json::{Value, json};
 
@@ -74,6 +76,35 @@ fn the_good_ones_are_done_where_others_fail() {
     assert!(lines[0].contains("no VM 'nobody'") && lines[1].contains("\"two\"") && lines.len() == 3, "{err}");
     assert!(lines[2].contains("'bb' fits several VMs"), "{err}");
     assert_eq!(world.asked().len(), 3);
+}
+
+#[test]
+fn what_failed_is_told_in_the_form_of_the_command() {
+    let world = World::new();
+    world.fake.state.lock().unwrap().refuse = vec!["aa0000000001".into()];
+    for (verb, key) in [("stop", "vms"), ("pause", "vms"), ("delete", "deleted"), ("wait", "vms")] {
+        let timeout: &[&str] = if verb == "wait" { &["--timeout", "1"] } else { &[] };
+        let (status, out, err) = world.run(&[&["vm", verb, "one", "--json"], timeout].concat());
+        let document: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((status, &document[key]), (1, &json!([])), "{verb}: {err}");
+    }
+}
+
+#[test]
+fn an_interrupt_calls_all_of_them_off() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let world = World::new();
+    world.fake.state.lock().unwrap().holds = true;
+    let mut command = environment::banger(world.dir.path(), &["vm", "stop", "one", "two"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while world.calls("JobWatch") == 0 {
+        std::thread::yield_now();
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), world.calls("JobCancel")), (Some(130), 2), "{err}");
+    assert_eq!(err.matches("interrupted: it was called off").count(), 2, "{err}");
 }
 
 #[test]

@@ -15,7 +15,6 @@ use crate::error::CliError;
 #[derive(Debug, Subcommand)]
 #[command(after_long_help = "Examples:\n  banger config show\n  banger config check")]
 pub(crate) enum Verb {
-    /// Print every value and where it comes from
     Show(Show),
     /// Print where the file is looked for
     #[command(after_long_help = "Examples:\n  banger config path\n  cat \"$(banger config path)\"")]

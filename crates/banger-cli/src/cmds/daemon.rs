@@ -28,12 +28,10 @@ const LOOK: Duration = Duration::from_millis(250);
     after_long_help = "Examples:\n  banger daemon status\n  banger daemon logs -f\n  banger daemon stop"
 )]
 pub(crate) enum Verb {
-    /// Show whether a daemon runs, and its paths; exit 1 if none does
     Status(Status),
     /// Stop the daemon; VMs run on
     #[command(after_long_help = "Examples:\n  banger daemon stop")]
     Stop,
-    /// Print the daemon's log
     Logs(Logs),
 }
 
@@ -113,7 +111,7 @@ async fn stop(context: &Context) -> Result<u8, CliError> {
         // It has ended in between.
         Some(Err(_)) | None => None,
     };
-    match client.call::<Empty>(Request::Shutdown {}).await {
+    match client.call_soon::<Empty>(Request::Shutdown {}, &context.paths).await? {
         Ok(Empty {}) | Err(CallError::Lost) => {}
         Err(error) => return Err(error.into()),
     }

@@ -21,12 +21,9 @@ use crate::signals::Interrupts;
 #[command(after_long_help = "Examples:\n  banger kernel pull debian-6.1\n  banger kernel list --available")]
 pub(crate) enum Verb {
     Pull(Pull),
-    /// List kernels
     #[command(visible_alias = "ls")]
     List(List),
-    /// Show one kernel
     Show(Show),
-    /// Delete kernels that no VM boots
     #[command(visible_alias = "rm")]
     Delete(Delete),
 }

@@ -46,32 +46,24 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Noun {
-    /// Run, list and end virtual machines
     #[command(subcommand)]
     Vm(vm::Verb),
     /// List VMs; the same as 'vm list'
     Ps(vm::List),
-    /// Build, register and list the images that VMs are made from
     #[command(subcommand)]
     Image(image::Verb),
-    /// Pull and list the kernels that VMs boot
     #[command(subcommand)]
     Kernel(kernel::Verb),
     SshConfig(ssh_config::SshConfig),
     /// Follow or cancel long work of the daemon
     #[command(subcommand)]
     Job(job::Verb),
-    /// Look at the daemon, or stop it
     #[command(subcommand)]
     Daemon(daemon::Verb),
-    /// Show and check the configuration
     #[command(subcommand)]
     Config(config::Verb),
-    /// Check this host, and say how to mend what it lacks
     Doctor(doctor::Doctor),
-    /// Show the version
     Version(version::Version),
-    /// Print the completion script for a shell
     Completion(completion::Completion),
 }
 

@@ -40,6 +40,8 @@ pub(crate) struct State {
     pub(crate) kernel_missing: bool,
     /// A start or a pull takes until it is cancelled.
     pub(crate) hangs: bool,
+    /// What is asked of one of several VMs takes until it is cancelled.
+    pub(crate) holds: bool,
     /// It was cancelled.
     pub(crate) cancelled: bool,
     /// The connection is cut after the first event of a job, once.
@@ -58,6 +60,8 @@ pub(crate) struct State {
     pub(crate) asked: Vec<(String, Value)>,
     /// Ids of those that refuse whatever is asked.
     pub(crate) refuse: Vec<String>,
+    /// The jobs that are listed.
+    pub(crate) jobs: Vec<Value>,
     /// The results of their jobs.
     results: BTreeMap<String, Value>,
     /// What `Pack` sends, and how it ends.
@@ -122,7 +126,9 @@ fn ask(state: &mut State, method: &str, parameters: Value) -> Value {
     state.asked.push((method.to_owned(), parameters));
     let at = state.vms.iter().position(|vm| vm["id"] == id.as_str()).unwrap();
     let vm = state.vms[at].clone();
-    let result = if state.refuse.contains(&id) {
+    let result = if state.holds {
+        json!({"outcome": "failed", "error": {"code": "cancelled", "message": "it was called off"}})
+    } else if state.refuse.contains(&id) {
         json!({"outcome": "failed", "error":
             {"code": "wrong_state", "message": format!("cannot do it to VM {}", vm["name"])}})
     } else if method == "VmDelete" {
@@ -170,6 +176,23 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
             "KernelPull" => {
                 state.lock().unwrap().kernel_missing = false;
                 reply(stream, json!({"job": "00000000000b"}));
+            }
+            "Status" => reply(
+                stream,
+                json!({"pid": std::process::id(), "uid": 0, "mode": "user", "version": "0.1.0", "commit": "c",
+                    "started_at": 0, "runtime_dir": "/r", "state_dir": "/s", "cache_dir": "/c", "log": "/l",
+                    "running": 0, "vms": 0}),
+            ),
+            // It hangs.
+            "Shutdown" => while receive(stream).is_some() {},
+            "JobList" => reply(stream, json!({"jobs": state.lock().unwrap().jobs})),
+            "JobShow" => {
+                let text = parameters["job"].as_str().unwrap();
+                let jobs = state.lock().unwrap().jobs.clone();
+                match jobs.into_iter().find(|job| job["id"].as_str().unwrap().starts_with(text)) {
+                    Some(job) => reply(stream, job),
+                    None => send(stream, &gone, None),
+                }
             }
             "JobCancel" => {
                 state.lock().unwrap().cancelled = true;
@@ -250,7 +273,10 @@ fn watch(stream: &UnixStream, parameters: &Value, state: &Arc<Mutex<State>>) -> 
             {"code": "cancelled", "message": "VM box was not started"}}),
         _ => json!({"outcome": "vm", "vm": vm()}),
     };
-    let hangs = state.lock().unwrap().hangs;
+    let hangs = {
+        let state = state.lock().unwrap();
+        state.hangs || state.holds
+    };
     let events = [
         json!({"event": "stage", "text": "boot"}),
         json!({"event": "note", "text": "it is slow"}),

@@ -5,38 +5,30 @@ use banger_proto::spec::Signal;
 use clap::Args;
 
 use super::options::{StartFlags, WaitFor};
-use super::several;
+use super::several::{self, Vms};
 use crate::context::Context;
 use crate::error::CliError;
-use crate::{names, parse};
+use crate::parse;
 
 /// Start VMs that are created or stopped
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  banger vm start box\n  banger vm start one two --wait agent")]
 pub(crate) struct Start {
-    /// Names or ids
-    #[arg(required = true, value_name = "VM", add = names::vms())]
-    vms: Vec<String>,
     #[command(flatten)]
     start: StartFlags,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    vms: Vms,
 }
 
 /// Stop VMs: ask the guest, then force it after a while
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  banger vm stop box\n  banger vm stop --timeout 5s one two")]
 pub(crate) struct Stop {
-    /// Names or ids
-    #[arg(required = true, value_name = "VM", add = names::vms())]
-    vms: Vec<String>,
     /// Force it after this time: 30, 30s, 2m [default: stop_timeout of the configuration]
     #[arg(long, value_name = "TIME", value_parser = parse::seconds)]
     timeout: Option<u32>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    vms: Vms,
 }
 
 /// Stop VMs that run, then start them; those at rest are started
@@ -45,9 +37,6 @@ pub(crate) struct Stop {
     banger vm restart box\n  \
     banger vm restart --timeout 5s --wait agent one two")]
 pub(crate) struct Restart {
-    /// Names or ids
-    #[arg(required = true, value_name = "VM", add = names::vms())]
-    vms: Vec<String>,
     /// Force the stop after this time: 30, 30s, 2m [default: stop_timeout of the configuration]
     #[arg(long, value_name = "TIME", value_parser = parse::seconds)]
     timeout: Option<u32>,
@@ -57,9 +46,8 @@ pub(crate) struct Restart {
     /// Give the start up after this time without any progress of the guest
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = parse::seconds)]
     start_timeout: u32,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    vms: Vms,
 }
 
 /// End VMs at once, or have their guests power off
@@ -70,15 +58,11 @@ pub(crate) struct Restart {
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  banger vm kill box\n  banger vm kill --signal TERM one two")]
 pub(crate) struct Kill {
-    /// Names or ids
-    #[arg(required = true, value_name = "VM", add = names::vms())]
-    vms: Vec<String>,
     /// KILL or TERM
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = parse::signal)]
     signal: Signal,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    vms: Vms,
 }
 
 /// Stop the vCPUs of VMs that run
@@ -87,46 +71,34 @@ pub(crate) struct Kill {
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  banger vm pause box\n  banger vm pause one two")]
 pub(crate) struct Pause {
-    /// Names or ids
-    #[arg(required = true, value_name = "VM", add = names::vms())]
-    vms: Vec<String>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    vms: Vms,
 }
 
 /// Let VMs go on that are paused
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  banger vm resume box\n  banger vm resume one two")]
 pub(crate) struct Resume {
-    /// Names or ids
-    #[arg(required = true, value_name = "VM", add = names::vms())]
-    vms: Vec<String>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    vms: Vms,
 }
 
 /// Delete VMs with their disks
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  banger vm delete box\n  banger vm rm -f one two")]
 pub(crate) struct Delete {
-    /// Names or ids
-    #[arg(required = true, value_name = "VM", add = names::vms())]
-    vms: Vec<String>,
     /// Also those that run
     #[arg(short, long)]
     force: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    vms: Vms,
 }
 
 impl Start {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let options = self.start.options();
         let request = |vm| Request::VmStart { vm, options };
-        several::named(context, self.vms, request, self.json).await
+        several::ask(context, self.vms, request).await
     }
 }
 
@@ -134,7 +106,7 @@ impl Stop {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let timeout_s = context.config()?.stop_timeout.or_flag(self.timeout).value;
         let request = |vm| Request::VmStop { vm, timeout_s };
-        several::named(context, self.vms, request, self.json).await
+        several::ask(context, self.vms, request).await
     }
 }
 
@@ -143,26 +115,26 @@ impl Restart {
         let timeout_s = context.config()?.stop_timeout.or_flag(self.timeout).value;
         let options = self.wait.options(self.start_timeout);
         let request = |vm| Request::VmRestart { vm, timeout_s, options };
-        several::named(context, self.vms, request, self.json).await
+        several::ask(context, self.vms, request).await
     }
 }
 
 impl Kill {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let signal = self.signal;
-        several::named(context, self.vms, |vm| Request::VmKill { vm, signal }, self.json).await
+        several::ask(context, self.vms, |vm| Request::VmKill { vm, signal }).await
     }
 }
 
 impl Pause {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
-        several::named(context, self.vms, |vm| Request::VmPause { vm }, self.json).await
+        several::ask(context, self.vms, |vm| Request::VmPause { vm }).await
     }
 }
 
 impl Resume {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
-        several::named(context, self.vms, |vm| Request::VmResume { vm }, self.json).await
+        several::ask(context, self.vms, |vm| Request::VmResume { vm }).await
     }
 }
 
@@ -170,6 +142,6 @@ impl Delete {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let force = self.force;
         let request = |vm| Request::VmDelete { vm, force };
-        several::named(context, self.vms, request, self.json).await
+        several::delete(context, self.vms, request).await
     }
 }

@@ -6,7 +6,7 @@ use banger_proto::VmState;
 use banger_proto::daemon::{Request, VmInfo, VmKey, VmList};
 use clap::Args;
 
-use super::several;
+use super::several::{self, Told};
 use crate::context::Context;
 use crate::doc::{self, document};
 use crate::error::{CliError, io_error};
@@ -71,7 +71,15 @@ impl Prune {
         let found = vms.into_iter().map(|vm| Ok(VmKey { id: vm.id, name: vm.name })).collect();
         // Not by force: one that was started meanwhile stays.
         let request = |vm| Request::VmDelete { vm, force: false };
-        several::each(context, &mut session, &mut interrupts, found, request, self.json).await
+        several::each(
+            context,
+            &mut session,
+            &mut interrupts,
+            found,
+            request,
+            Told::Deleted { json: self.json },
+        )
+        .await
     }
 }
 

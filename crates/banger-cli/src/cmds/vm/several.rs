@@ -3,29 +3,70 @@
 
 use banger_proto::daemon::{Accepted, JobResult, Request, VmInfo, VmKey, VmList};
 use banger_proto::pick;
+use clap::Args;
 
 use crate::context::Context;
 use crate::doc::{self, document};
-use crate::error::CliError;
-use crate::jobs::unexpected;
+use crate::error::{CliError, INTERRUPTED};
+use crate::jobs::{Together, unexpected};
+use crate::names;
 use crate::progress::{Lines, Progress};
 use crate::session::Session;
 use crate::signals::Interrupts;
 
+/// Which VMs, and how it is told.
+#[derive(Debug, Args)]
+pub(super) struct Vms {
+    /// Names or ids
+    #[arg(required = true, value_name = "VM", add = names::vms())]
+    pub(super) names: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// How what was done is told.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Told {
+    /// As the VMs that they are now.
+    Vms { json: bool },
+    /// As the names of what is gone.
+    Deleted { json: bool },
+}
+
 /// A VM that was asked for, or why there is none.
 pub(super) type Found = Result<VmKey, CliError>;
 
-/// Asks for this of the VMs of these names.
-pub(super) async fn named(
+/// Asks for this of these VMs, which are there afterwards.
+pub(super) async fn ask(
     context: &Context,
-    names: Vec<String>,
+    vms: Vms,
     request: impl Fn(String) -> Request,
-    json: bool,
+) -> Result<u8, CliError> {
+    let told = Told::Vms { json: vms.json };
+    named(context, &vms.names, request, told).await
+}
+
+/// Asks for this of these VMs, which are gone afterwards.
+pub(super) async fn delete(
+    context: &Context,
+    vms: Vms,
+    request: impl Fn(String) -> Request,
+) -> Result<u8, CliError> {
+    let told = Told::Deleted { json: vms.json };
+    named(context, &vms.names, request, told).await
+}
+
+async fn named(
+    context: &Context,
+    names: &[String],
+    request: impl Fn(String) -> Request,
+    told: Told,
 ) -> Result<u8, CliError> {
     let mut interrupts = Interrupts::new()?;
     let mut session = context.session().await?;
-    let vms = find(&mut session, &names).await?;
-    each(context, &mut session, &mut interrupts, vms, request, json).await
+    let vms = find(&mut session, names).await?;
+    each(context, &mut session, &mut interrupts, vms, request, told).await
 }
 
 /// The VMs of these names as they are now, in that order; one that is named twice comes once.
@@ -42,18 +83,18 @@ pub(super) async fn find(session: &mut Session<'_>, names: &[String]) -> Result<
     Ok(vms)
 }
 
-/// Asks for each, then follows each.
+/// Asks for each, then follows each. An interrupt cancels all that have not ended.
 pub(super) async fn each(
     context: &Context,
     session: &mut Session<'_>,
     interrupts: &mut Interrupts,
     vms: Vec<Found>,
     request: impl Fn(String) -> Request,
-    json: bool,
+    told: Told,
 ) -> Result<u8, CliError> {
-    let mut jobs = Vec::new();
+    let mut begun = Vec::new();
     for found in vms {
-        jobs.push(match found {
+        begun.push(match found {
             Ok(vm) => {
                 let accepted = session.client.call::<Accepted>(request(vm.id.to_string())).await;
                 accepted.map(|accepted| (accepted.job, vm)).map_err(Into::into)
@@ -61,12 +102,13 @@ pub(super) async fn each(
             Err(error) => Err(error),
         });
     }
+    let mut jobs = Together::new(begun.iter().flatten().map(|(job, _)| job.clone()).collect());
     let (mut ended, mut deleted, mut code) = (Vec::new(), Vec::new(), 0);
-    for job in jobs {
-        let result = match job {
-            Ok((job, vm)) => {
+    for one in begun {
+        let result = match one {
+            Ok((_, vm)) => {
                 let mut progress = Progress::new(context.ui, Lines::Stages, format!("VM {}", vm.name));
-                session.follow(&job, &mut progress, interrupts).await
+                session.follow_next(&mut jobs, &mut progress, interrupts).await
             }
             Err(error) => Err(error),
         };
@@ -76,18 +118,25 @@ pub(super) async fn each(
             Ok(other) => return Err(unexpected(&other)),
             Err(error @ CliError::Failed(_)) => {
                 context.ui.error(&error);
-                code = 1;
+                code = code.max(1);
+            }
+            // Called off; the others were asked to end too, and how each did is still to be told.
+            Err(error @ CliError::Interrupted(_)) if !jobs.is_given_up() => {
+                context.ui.error(&error);
+                code = INTERRUPTED;
             }
             Err(error) => return Err(error),
         }
     }
-    if json && deleted.is_empty() && !ended.is_empty() {
-        context.ui.json(&document(doc::Vms { vms: ended.iter().map(Into::into).collect() }))?;
-    } else if json {
-        context.ui.json(&document(doc::Deleted { deleted }))?;
-    } else {
-        for name in ended.iter().map(|vm| vm.name.as_str()).chain(deleted.iter().map(String::as_str)) {
-            context.ui.line(name)?;
+    match told {
+        Told::Vms { json: true } => {
+            context.ui.json(&document(doc::Vms { vms: ended.iter().map(Into::into).collect() }))?;
+        }
+        Told::Deleted { json: true } => context.ui.json(&document(doc::Deleted { deleted }))?,
+        Told::Vms { json: false } | Told::Deleted { json: false } => {
+            for name in ended.iter().map(|vm| vm.name.as_str()).chain(deleted.iter().map(String::as_str)) {
+                context.ui.line(name)?;
+            }
         }
     }
     Ok(code)

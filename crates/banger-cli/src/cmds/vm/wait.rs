@@ -7,14 +7,14 @@ use banger_proto::{ErrorCode, ErrorReport, VmState};
 use clap::Args;
 use tokio::time::Instant;
 
-use super::several;
+use super::several::{self, Vms};
 use crate::client::CallError;
 use crate::context::Context;
 use crate::doc::{self, document};
 use crate::error::CliError;
+use crate::parse;
 use crate::session::Session;
 use crate::signals::Interrupts;
-use crate::{names, parse};
 
 /// It is looked so soon again, then ever later.
 const SOON: Duration = Duration::from_millis(50);
@@ -31,15 +31,11 @@ const MAX_LOSSES: u32 = 5;
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  banger vm wait box\n  banger vm wait --timeout 10m one two")]
 pub(crate) struct Wait {
-    /// Names or ids
-    #[arg(required = true, value_name = "VM", add = names::vms())]
-    vms: Vec<String>,
     /// Give up after this time: 30, 30s, 2m
     #[arg(long, value_name = "TIME", value_parser = parse::seconds)]
     timeout: Option<u32>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    vms: Vms,
 }
 
 /// How a VM came to rest; `None` for one that is gone.
@@ -51,7 +47,7 @@ impl Wait {
         let deadline = self.timeout.map(|seconds| Instant::now() + Duration::from_secs(u64::from(seconds)));
         let mut session = context.session().await?;
         let (mut keys, mut code) = (Vec::new(), 0);
-        for found in several::find(&mut session, &self.vms).await? {
+        for found in several::find(&mut session, &self.vms.names).await? {
             match found {
                 Ok(vm) => keys.push(vm),
                 Err(error) => {
@@ -79,7 +75,7 @@ impl Wait {
             let state = rest.map_or("gone", VmState::as_str).to_owned();
             vms.push(doc::Waited { id: vm.id.to_string(), name: vm.name.to_string(), state });
         }
-        if self.json {
+        if self.vms.json {
             context.ui.json(&document(doc::WaitedFor { vms }))?;
         } else {
             for vm in vms {
