@@ -9,6 +9,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use banger_config::{Config, ConfigError};
 use banger_proto::ErrorReport;
@@ -21,6 +22,9 @@ use crate::lock::{DaemonLock, LockError};
 use crate::rpc::{self, Api, RpcError};
 use crate::scope;
 use crate::service::{Ports, Services};
+
+/// Threads of work that blocks have so long to end with the daemon.
+const THREADS_END: Duration = Duration::from_secs(5);
 
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +74,8 @@ pub fn run(ports: impl FnOnce(&Paths, &Config) -> Result<Ports, ErrorReport>) ->
         .build()
         .map_err(ServerError::Runtime)?;
     let ended = runtime.block_on(serve(paths, &config, ports));
+    // A thread that does not come to its end keeps no daemon: the next one takes away what it left.
+    runtime.shutdown_timeout(THREADS_END);
     if let Err(error) = &ended {
         tracing::error!(error = %banger_proto::error::chain(error).join(": "), "ended");
     }

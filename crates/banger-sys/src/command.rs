@@ -4,10 +4,13 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
+
+use rustix::io::Errno;
 
 /// Where programs are searched when a name has to become a path.
 const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -111,6 +114,21 @@ impl Program {
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
         }
+        command
+    }
+
+    /// The same, and it is killed where the thread that starts it ends before it: it does not outlive a daemon that is
+    /// killed. That thread has to wait for it.
+    pub fn to_bound_command(&self) -> Command {
+        let mut command = self.to_command();
+        let parent = rustix::process::getpid();
+        let bind = move || {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            // The parent may have ended before it was bound to it.
+            if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(Errno::SRCH.into()) }
+        };
+        // SAFETY: between fork and exec it makes two system calls and nothing else: no allocation, no lock.
+        unsafe { command.pre_exec(bind) };
         command
     }
 
@@ -222,6 +240,15 @@ mod tests {
     fn a_program_that_does_not_end_is_killed() {
         let program = Program::new("sleep").unwrap().arg("60").timeout(Duration::from_millis(50));
         assert!(matches!(program.run(), Err(CommandError::TimedOut { .. })));
+    }
+
+    #[test]
+    fn a_bound_program_ends_with_the_thread_that_started_it() {
+        let program = Program::new("sleep").unwrap().arg("600");
+        let started = std::thread::spawn(move || program.to_bound_command().spawn());
+        let mut child = started.join().unwrap().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     }
 
     #[test]

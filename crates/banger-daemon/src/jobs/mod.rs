@@ -10,6 +10,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use banger_proto::daemon::{JobEvent, JobEventKind, JobResult, ProgressUnit};
 use banger_proto::{ErrorCode, ErrorReport, JobId};
@@ -22,6 +23,10 @@ use crate::model::{JobKind, Subject};
 use crate::store::{Durability, Store, jobs as rows};
 use crate::{clock, random};
 
+/// A job that is interrupted has so long to end.
+const WITHIN: Duration = Duration::from_secs(5);
+/// How often it is looked whether it has.
+const LOOK: Duration = Duration::from_millis(10);
 /// So many finished jobs are kept.
 const KEEP: u32 = 200;
 
@@ -152,7 +157,36 @@ impl Jobs {
     }
 }
 
+impl Jobs {
+    /// Has the jobs that make images and kernels end, because the daemon does, and waits a while for that. What is done to
+    /// a VM is left alone: its driver lets go of it, and the next daemon goes on with it.
+    pub async fn interrupt(&self) {
+        let made = |live: &Live| !matches!(live.subject, Subject::Vm(_));
+        for live in lock(&self.shared.live).values().filter(|live| made(live)) {
+            live.canceller.cancel(interrupted());
+        }
+        let ended = async {
+            while lock(&self.shared.live).values().any(made) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        if tokio::time::timeout(WITHIN, ended).await.is_err() {
+            tracing::warn!("a job did not end in time; the next daemon takes away what it left");
+        }
+    }
+}
+
 impl Job {
+    /// The failure of this work. Where it was called off, the reason for that is the cause.
+    pub fn failed(&self, message: String, error: ErrorReport) -> JobResult {
+        let why = self.cancel.reason().filter(|_| error.code == ErrorCode::Cancelled);
+        let error = match why {
+            Some(why) => ErrorReport { code: why.code, causes: vec![why.message], hints: why.hints, ..error },
+            None => error,
+        };
+        JobResult::Failed { error: ErrorReport { message, ..error } }
+    }
+
     /// Its id.
     pub fn id(&self) -> &JobId {
         &self.id

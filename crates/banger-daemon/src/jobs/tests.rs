@@ -144,3 +144,25 @@ async fn jobs_are_listed_with_their_stage_and_their_end() {
     assert_eq!(jobs.show(pull_id.as_str()).await.unwrap().state, JobState::Interrupted);
     assert!(jobs.about(&kernel()).is_empty());
 }
+
+#[tokio::test]
+async fn the_end_of_a_daemon_interrupts_what_is_made_and_no_vm() {
+    let (_dir, _store, jobs) = jobs().await;
+    let vm = VmKey { id: "0123456789ab".parse().unwrap(), name: "box".parse().unwrap() };
+    let stop = jobs.begin(JobKind::VmStop, Subject::Vm(vm)).await.unwrap();
+    let pull = jobs.begin(JobKind::KernelPull, kernel()).await.unwrap();
+    let id = pull.id().clone();
+    let works = tokio::spawn(async move {
+        let why = pull.cancel().cancelled().await;
+        let error = ErrorReport::new(ErrorCode::Cancelled, "somewhere deep it was called off");
+        pull.finish(pull.failed("cannot pull".into(), error)).await;
+        why
+    });
+    jobs.interrupt().await;
+    assert_eq!(works.await.unwrap().code, ErrorCode::Interrupted);
+    let ended = jobs.show(id.as_str()).await.unwrap();
+    assert_eq!(ended.state, JobState::Interrupted);
+    let error = ended.error.unwrap();
+    assert_eq!((error.message.as_str(), error.causes[0].contains("the daemon ended")), ("cannot pull", true));
+    assert!(stop.cancel().reason().is_none());
+}

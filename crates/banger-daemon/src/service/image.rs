@@ -86,10 +86,7 @@ impl Services {
             };
             let result = match made(&drivers, &name, work).await {
                 Ok(image) => JobResult::Image { image },
-                Err(mut error) => {
-                    error.message = format!("cannot make the image '{name}'");
-                    JobResult::Failed { error }
-                }
+                Err(error) => job.failed(format!("cannot make the image '{name}'"), error),
             };
             job.finish(result).await;
         });

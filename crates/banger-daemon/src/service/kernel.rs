@@ -29,7 +29,9 @@ impl Services {
             let pulled = async {
                 let _turn = tokio::select! {
                     turn = pulls.lock() => turn,
-                    why = job.cancel().cancelled() => return Err(why),
+                    why = job.cancel().cancelled() => {
+                        return Err(ErrorReport { code: ErrorCode::Cancelled, ..why });
+                    }
                 };
                 // The one before may have been for the same kernel.
                 if !replace && kernel_row(&drivers, &kernel).await?.is_some() {
@@ -39,10 +41,7 @@ impl Services {
             };
             let result = match pulled.await {
                 Ok(kernel) => JobResult::Kernel { kernel },
-                Err(mut error) => {
-                    error.message = format!("cannot pull the kernel '{kernel}'");
-                    JobResult::Failed { error }
-                }
+                Err(error) => job.failed(format!("cannot pull the kernel '{kernel}'"), error),
             };
             job.finish(result).await;
         });

@@ -78,8 +78,9 @@ impl Services {
         Ok(Arc::new(Self { drivers, jobs, library, pulls, host_memory, started_at }))
     }
 
-    /// Writes down what is in flight and lets go of every VM; they run on. No call may follow.
+    /// Ends what is being made, writes down what is in flight and lets go of every VM; they run on. No call may follow.
     pub async fn close(&self) {
+        self.jobs.interrupt().await;
         self.drivers.detach().await;
         self.drivers.world().store.close().await;
     }

@@ -17,7 +17,7 @@ const TICK: Duration = Duration::from_millis(200);
 const MAX_OUTPUT: u64 = 1 << 20;
 
 /// Runs a program to its end and calls `watch` meanwhile. Ends it, with what it has started, when the work
-/// is cancelled or takes longer than `limit`.
+/// is cancelled or takes longer than `limit`, or when this process ends.
 pub(crate) fn run(
     program: &Program,
     limit: Duration,
@@ -25,7 +25,7 @@ pub(crate) fn run(
     watch: impl Fn(),
 ) -> Result<(), PullError> {
     let io = |source| CommandError::Io { program: program.path().to_owned(), source };
-    let mut command = program.to_command();
+    let mut command = program.to_bound_command();
     command.stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(io)?;
     let (said, heard) = mpsc::channel();
