@@ -15,7 +15,8 @@ packages_of() {
         newuidmap:uidmap mke2fs:e2fsprogs depmod:kmod git:git zstd:zstd xz:xz-utils ip:iproute2 ;;
     build) echo cc:build-essential make:make git:git ;;
     test) echo unshare:util-linux ip:iproute2 nft:nftables e2fsck:e2fsprogs dpkg-deb:dpkg mkfs.xfs:xfsprogs \
-        mkfs.btrfs:btrfs-progs ssh:openssh-client rsync:rsync git:git ;;
+        mkfs.btrfs:btrfs-progs ssh:openssh-client rsync:rsync git:git debugfs:e2fsprogs bash:bash zsh:zsh \
+        fish:fish ;;
     lint) echo shellcheck:shellcheck ;;
     *)
         echo "host-packages: unknown group '$1' (run, build, test, lint)" >&2

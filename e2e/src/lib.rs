@@ -2,6 +2,7 @@
 //! kernel and images that all of them boot.
 
 pub mod cache;
+pub mod help;
 pub mod isolate;
 pub mod world;
 

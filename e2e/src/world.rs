@@ -279,6 +279,24 @@ impl World {
         Ok(())
     }
 
+    /// The file of an image in the store.
+    pub fn disk_of(&self, image: &str) -> anyhow::Result<PathBuf> {
+        let shown = self.ok(&["image", "show", image, "--json"])?.json()?;
+        let digest = find(&shown, "digest").and_then(|digest| digest.as_str()?.split(':').nth(1));
+        Ok(self.state.join("images").join(digest.context("image show has no digest")?).join("rootfs.ext4"))
+    }
+
+    /// Gives a store without VMs the kernels back that a test deleted, so that its end is as its beginning was.
+    pub fn put_kernels_back(&self) -> anyhow::Result<()> {
+        self.ok(&["daemon", "stop"])?;
+        let kernels = self.state.join("kernels");
+        fs::remove_dir_all(&kernels).context("removing what is left of the kernels")?;
+        let template = cache::template()?;
+        cache::copy(&template.join("kernels"), &kernels)?;
+        fs::copy(template.join("banger.db"), self.state.join("banger.db")).context("copying the store")?;
+        Ok(())
+    }
+
     /// Deletes every VM.
     pub fn delete_all(&self) -> anyhow::Result<()> {
         for name in self.vms()? {

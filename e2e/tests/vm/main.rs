@@ -2,13 +2,16 @@
 //!
 //! What a machine cannot run is listed as ignored and named as *not run*.
 
+mod completion;
 mod contract;
 mod copy;
 mod daemon;
 mod exec;
 mod guest;
+mod help;
 mod host;
 mod identity;
+mod job;
 mod lifecycle;
 mod network;
 mod pid1;
@@ -52,6 +55,9 @@ fn main() -> ExitCode {
         copy::TESTS,
         daemon::TESTS,
         lifecycle::TESTS,
+        job::TESTS,
+        help::TESTS,
+        completion::TESTS,
         systemd::TESTS,
         ssh::TESTS,
         guest::TESTS,
@@ -65,7 +71,7 @@ fn main() -> ExitCode {
         host::TESTS,
     ]
     .concat();
-    let needs = [refuse::NEEDS, user::NEEDS, host::NEEDS].concat();
+    let needs = [completion::NEEDS, refuse::NEEDS, user::NEEDS, host::NEEDS].concat();
     let no_vms = isolate::why_not();
     let why_not = |name: &str| {
         let need = needs.iter().find(|(of, _)| *of == name);

@@ -31,11 +31,11 @@ use crate::error::CliError;
     arg_required_else_help = true,
     subcommand_required = true,
     after_long_help = "Examples:\n  \
-        banger vm run                          a fresh VM and a shell in it\n  \
-        banger vm run --rm -- uname -a         one command, and nothing is left\n  \
-        banger vm run --rm ./repo -- make test the tracked files of a repository, and a command on them\n  \
-        banger ps                              the VMs there are\n  \
-        banger doctor                          what this host lacks, and how to mend it\n\n\
+        banger vm run                           a fresh VM and a shell in it\n  \
+        banger vm run --rm -- uname -a          one command, and nothing is left\n  \
+        banger vm run --rm ./repo -- make test  the tracked files of a repository, and a command on them\n  \
+        banger ps                               the VMs there are\n  \
+        banger doctor                           what this host lacks, and how to mend it\n\n\
         Exit status: a guest command's own, and 125 for a failure of banger's; without a guest command 2 for \
         wrong usage, 1 for a failure, 130 when interrupted."
 )]
@@ -133,6 +133,30 @@ mod tests {
         let mut text = String::new();
         add(&mut command, &mut text);
         insta::assert_snapshot!(text);
+    }
+
+    /// A command comes with an example of itself. That they run, a test with real VMs shows.
+    #[test]
+    fn every_command_has_an_example() {
+        let mut command = Cli::command();
+        command.build();
+        let mut without = Vec::new();
+        examples(&mut command, &mut without);
+        assert!(without.is_empty(), "no example in the help of: {}", without.join(", "));
+    }
+
+    fn examples(command: &mut clap::Command, without: &mut Vec<String>) {
+        let name = command.get_bin_name().unwrap_or("banger").to_owned();
+        let help = command.render_long_help().to_string();
+        let shown = help.split_once("Examples:\n").map_or("", |(_, examples)| examples);
+        let group = name.rsplit_once(' ').map_or("", |(group, _)| group);
+        let names = command.get_all_aliases().map(|alias| format!("{group} {alias}")).chain([name.clone()]);
+        if !names.into_iter().any(|name| shown.contains(&name)) {
+            without.push(name);
+        }
+        for inner in command.get_subcommands_mut() {
+            examples(inner, without);
+        }
     }
 
     fn add(command: &mut clap::Command, text: &mut String) {

@@ -15,7 +15,7 @@ use crate::signals::Interrupts;
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  \
     banger vm create --name box\n  \
-    banger vm create --name big --vcpu 4 --memory 8GiB --disk-size 40GiB\n  \
+    banger vm create --name big --vcpu 2 --memory 2GiB --disk-size 20GiB\n  \
     banger vm create --name later --no-start")]
 pub(crate) struct Create {
     #[command(flatten)]

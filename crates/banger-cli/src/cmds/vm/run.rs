@@ -40,7 +40,7 @@ const DELETE_WITHIN: Duration = Duration::from_secs(60);
     banger vm run --rm -- uname -a           a command, and nothing stays\n  \
     banger vm run --rm ./repo -- make test   a command on a repository\n  \
     banger vm run --rm -it -- python3        an interactive program\n  \
-    banger vm run --rm --env-file app.env --entrypoint env\n  \
+    banger vm run --rm --env-file ./app.env -- env\n  \
     banger vm run -d --name box              only boot it\n\n\
     Exit status: the command's own, and 125 for a failure of banger's.")]
 pub(crate) struct Run {
