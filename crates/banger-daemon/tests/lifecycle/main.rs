@@ -4,3 +4,4 @@
 mod commands;
 mod daemon;
 mod faults;
+mod in_use;
