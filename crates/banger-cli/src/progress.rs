@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 use banger_proto::ByteSize;
 use banger_proto::daemon::{JobEventKind, ProgressUnit};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use unicode_width::UnicodeWidthStr;
 
 use crate::doc;
+use crate::table::cut;
+use crate::terminal;
 use crate::ui::Ui;
 
 /// What is over sooner shows nothing on a terminal.
@@ -15,6 +18,10 @@ const QUICK: Duration = Duration::from_millis(300);
 const BRIEF: Duration = Duration::from_secs(2);
 /// Between two plain lines of the same stage.
 const AGAIN: Duration = Duration::from_secs(15);
+/// The spinner and its space.
+const SPINNER: usize = 2;
+/// So much of a stage's name is shown on the narrowest terminal.
+const LEAST: usize = 12;
 /// How often [`Progress::tick`] is to be called.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
@@ -99,7 +106,11 @@ impl Progress {
                 return;
             }
             let bar = self.bar.get_or_insert_with(bar);
-            bar.set_message(format!("{}: {}", self.title, stage.describe()));
+            // How far it is has to be seen, and the end of a name need not.
+            let (title, how_far) = (&self.title, stage.how_far(stage.began.elapsed().as_secs()));
+            let taken = SPINNER + title.width() + ": ".width() + how_far.width();
+            let left = usize::from(terminal::size().cols).saturating_sub(taken);
+            bar.set_message(format!("{title}: {}{how_far}", cut(&stage.text, left.max(LEAST))));
             bar.tick();
         } else if self.lines == Lines::Stages {
             let due = match stage.told {
@@ -143,15 +154,16 @@ impl Drop for Progress {
 
 impl Stage {
     fn describe(&self) -> String {
-        self.describe_after(self.began.elapsed().as_secs())
+        format!("{}{}", self.text, self.how_far(self.began.elapsed().as_secs()))
     }
 
-    fn describe_after(&self, seconds: u64) -> String {
+    /// What is known of it after so many seconds.
+    fn how_far(&self, seconds: u64) -> String {
         let size = |count| match self.unit {
             ProgressUnit::Bytes => ByteSize::bytes(count).to_string(),
             ProgressUnit::Items => count.to_string(),
         };
-        let mut text = self.text.clone();
+        let mut text = String::new();
         match (self.done, self.total) {
             (0, 0) => {}
             (done, 0) => text.push_str(&format!(", {}", size(done))),
@@ -200,10 +212,10 @@ mod tests {
         assert_eq!(stage.describe(), "write, 3 MiB");
         stage.total = 6 << 20;
         assert_eq!(stage.describe(), "write, 3 MiB of 6 MiB");
-        assert_eq!(stage.describe_after(1), "write, 3 MiB of 6 MiB, 3 MiB/s, 1s left");
+        assert_eq!(stage.how_far(1), ", 3 MiB of 6 MiB, 3 MiB/s, 1s left");
         stage.total = 603 << 20;
-        assert_eq!(stage.describe_after(3), "write, 3 MiB of 603 MiB, 1 MiB/s, 10m left (3 s)");
+        assert_eq!(stage.how_far(3), ", 3 MiB of 603 MiB, 1 MiB/s, 10m left (3 s)");
         (stage.done, stage.unit) = (2, ProgressUnit::Items);
-        assert_eq!(stage.describe_after(1), format!("write, 2 of {}", 603 << 20));
+        assert_eq!(stage.how_far(1), format!(", 2 of {}", 603 << 20));
     }
 }

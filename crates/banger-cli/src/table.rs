@@ -56,7 +56,7 @@ fn fit(widths: &mut [usize], headings: &[&str], right: &[usize], most: usize) {
 }
 
 /// The beginning of a text that is too wide, and a mark that there is more.
-fn cut(text: &str, width: usize) -> String {
+pub(crate) fn cut(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
     }

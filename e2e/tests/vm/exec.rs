@@ -3,14 +3,15 @@
 use std::io::Read;
 
 use anyhow::{Context, ensure};
-use e2e::world::World;
+use e2e::world::{SMALL, World};
 
 use crate::Body;
 
 pub(crate) const TESTS: &[(&str, Body)] = &[
     ("exec_carries_64_mib", bytes),
     ("exec_200_times_20_at_once", many),
-    ("exec_ends_exactly", ends)("exec_variables_directory_and_entrypoint", variables),
+    ("exec_ends_exactly", ends),
+    ("exec_variables_directory_and_entrypoint", variables),
 ];
 
 fn bytes(world: &mut World) -> anyhow::Result<()> {

@@ -101,6 +101,13 @@ impl List {
             ui.json(&document(doc::Jobs { jobs: jobs.iter().map(Into::into).collect() }))?;
             return Ok(0);
         }
+        if jobs.is_empty() && ui.is_interactive() {
+            ui.hint(if self.running {
+                "no job runs; 'banger job list' shows those that ended"
+            } else {
+                "there is no job yet"
+            });
+        }
         let row = |job: &JobInfo| {
             vec![
                 job.id.to_string(),
