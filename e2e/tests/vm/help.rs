@@ -41,6 +41,10 @@ fn end(example: &str) -> End {
         // Each pulls from a mirror that says nothing.
         _ if example.contains("job attach") => End::Interrupted,
         "banger kernel pull debian-6.1" | "banger kernel pull --replace debian-6.1" => End::Interrupted,
+        // The root of these tests has no sshd and no server: those of ssh have.
+        "banger vm ssh box" | "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | banger vm proxy box 80" => End::With(1),
+        _ if example.starts_with("banger vm ssh ") => End::With(125),
+        _ if example.starts_with("ssh -o ProxyCommand=") => End::With(255),
         // It asks, and there is no terminal to ask on.
         "banger vm prune" => End::With(2),
         // The log has no such operation.

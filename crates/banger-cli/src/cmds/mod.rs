@@ -54,10 +54,9 @@ enum Noun {
     Image(image::Verb),
     #[command(subcommand)]
     Kernel(kernel::Verb),
-    SshConfig(ssh_config::SshConfig),
-    /// Follow or cancel long work of the daemon
     #[command(subcommand)]
     Job(job::Verb),
+    SshConfig(ssh_config::SshConfig),
     #[command(subcommand)]
     Daemon(daemon::Verb),
     #[command(subcommand)]

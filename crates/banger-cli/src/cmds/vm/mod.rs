@@ -53,11 +53,8 @@ pub(crate) enum Verb {
     Show(list::Show),
     Exec(exec::Exec),
     Ssh(ssh::Ssh),
-    // A doc comment here would hide the longer one of the command.
     Cp(cp::Cp),
     Proxy(proxy::Proxy),
-    /// Print a VM's console log
-    Cp(cp::Cp),
     Logs(logs::Logs),
 }
 
