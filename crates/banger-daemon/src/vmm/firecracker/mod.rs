@@ -1,0 +1,3 @@
+//! Firecracker behind [`crate::ports::Vmm`].
+
+pub mod api;
