@@ -72,8 +72,10 @@ pub struct Program {
     pub args: Vec<OsString>,
     /// The whole environment.
     pub env: Vec<(OsString, OsString)>,
-    /// Standard output and error.
-    pub output: OwnedFd,
+    /// Standard output.
+    pub stdout: OwnedFd,
+    /// Standard error.
+    pub stderr: OwnedFd,
     /// Descriptors 3, 4, ...
     pub fds: Vec<OwnedFd>,
 }
@@ -141,8 +143,8 @@ impl Waiting {
     /// the process does next. It is reaped when it ends while this daemon lives.
     pub fn open(self, program: Program) -> Result<(), LaunchError> {
         let failed = |source| LaunchError::Open { program: self.program.clone(), source };
-        let fds: Vec<_> =
-            std::iter::once(program.output.as_fd()).chain(program.fds.iter().map(AsFd::as_fd)).collect();
+        let standard = [program.stdout.as_fd(), program.stderr.as_fd()];
+        let fds: Vec<_> = standard.into_iter().chain(program.fds.iter().map(AsFd::as_fd)).collect();
         let message = encode(&program.path, &program.args, &program.env).map_err(failed)?;
         seqpacket::send(&self.gate, &message, &fds).map_err(failed)?;
         let mut child = self.child;
@@ -167,15 +169,15 @@ pub fn main() -> ExitCode {
         return ExitCode::from(ABANDONED);
     };
     let Some((program, args, env)) = decode(&message) else { return ExitCode::from(ABANDONED) };
-    if fds.is_empty() {
+    if fds.len() < 2 {
         return ExitCode::from(ABANDONED);
     }
-    let output = fds.remove(0);
+    let (stdout, stderr) = (fds.remove(0), fds.remove(0));
     // So that the error below is seen.
-    if rustix::stdio::dup2_stderr(&output).is_err() {
+    if rustix::stdio::dup2_stderr(&stderr).is_err() {
         return ExitCode::from(ABANDONED);
     }
-    let error = become_program(Become { program: &program, args: &args, env: &env, output, fds });
+    let error = become_program(Become { program: &program, args: &args, env: &env, stdout, stderr, fds });
     eprintln!("cannot execute {}: {error}", program.display());
     ExitCode::from(NOT_EXECUTED)
 }

@@ -3,7 +3,7 @@
 //! Each real implementation and its fake in `testkit` pass one contract suite. Nothing here decides anything:
 //! which step comes when is the life cycle's business, and a port only does what one step says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -23,12 +23,17 @@ pub struct VmDirs {
 }
 
 impl VmDirs {
-    /// QMP, the VMM's control socket.
+    /// QEMU's control socket.
     pub fn qmp_socket(&self) -> PathBuf {
         self.runtime.join("qmp.sock")
     }
 
-    /// The byte pipe to the guest's agent.
+    /// Firecracker's control socket.
+    pub fn api_socket(&self) -> PathBuf {
+        self.runtime.join("api.sock")
+    }
+
+    /// The way to the guest's agent; see [`Channel`].
     pub fn channel_socket(&self) -> PathBuf {
         self.runtime.join("channel.sock")
     }
@@ -54,6 +59,24 @@ impl VmDirs {
     }
 }
 
+/// How a guest's agent is reached through its VM's channel socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Channel {
+    /// Whoever connects is connected: QEMU's virtio-serial port.
+    Port(PathBuf),
+    /// Whoever connects names a port of the guest's first: Firecracker's vsock.
+    Vsock(PathBuf),
+}
+
+impl Channel {
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        match self {
+            Self::Port(path) | Self::Vsock(path) => path,
+        }
+    }
+}
+
 /// How the guest's instructions are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
@@ -76,7 +99,7 @@ impl Accelerator {
 /// A VMM that this host has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmmDescription {
-    /// `qemu`.
+    /// `qemu` or `firecracker`.
     pub kind: &'static str,
     /// Its own version text.
     pub version: String,
@@ -127,7 +150,7 @@ pub struct RootDisk {
 /// Which of a VM's processes one is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProcessRole {
-    /// QEMU.
+    /// QEMU or Firecracker.
     Vmm,
     /// The console's keeper.
     Keeper,
@@ -172,6 +195,16 @@ pub trait Vmm: Send + Sync {
         journal: &dyn ProcessJournal,
     ) -> Result<Arc<dyn Machine>, ErrorReport>;
 
+    /// Starts a VM from what [`Machine::save`] wrote to this directory: the guest goes on where it was saved, with a new
+    /// channel. `launch` is that of the saved machine, its disks as they were then. The files are not changed, and must
+    /// not be while the machine runs; they may be removed. Otherwise as `start`.
+    async fn restore(
+        &self,
+        launch: &Launch,
+        from: &Path,
+        journal: &dyn ProcessJournal,
+    ) -> Result<Arc<dyn Machine>, ErrorReport>;
+
     /// Takes over a VM that an earlier daemon started, by its recorded processes. `None` where its VMM is
     /// gone (its other processes are then ended).
     async fn adopt(
@@ -207,7 +240,7 @@ pub enum MachineExit {
 /// A VM that runs.
 #[async_trait]
 pub trait Machine: Send + Sync {
-    /// `qemu`.
+    /// `qemu` or `firecracker`.
     fn kind(&self) -> &'static str;
     /// How its instructions are run.
     fn accelerator(&self) -> Accelerator;
@@ -217,6 +250,12 @@ pub trait Machine: Send + Sync {
     async fn pause(&self) -> Result<(), ErrorReport>;
     /// Lets them run again.
     async fn resume(&self) -> Result<(), ErrorReport>;
+    /// The way to its guest's agent.
+    fn channel(&self) -> Channel;
+    /// Writes memory and devices of a paused machine to this directory, which exists, durably; its disks stay where they
+    /// are. The guest's link is closed before: what is under way on it would be part of the saved guest. The machine stays
+    /// paused and can go on. After a failure it does as well, and nothing is left in the directory.
+    async fn save(&self, to: &Path) -> Result<(), ErrorReport>;
     /// Ends the VMM at once and waits until it is gone, with the VM's other processes and runtime files.
     async fn kill(&self) -> Result<(), ErrorReport>;
     /// `Some` once the machine has ended.
@@ -230,8 +269,7 @@ pub trait RootDisks: Send + Sync {
     fn strategy(&self) -> &'static str;
     /// Makes a VM's root disk over an image's ext4 file, with the same cost whatever its size. Replaces one
     /// that an interrupted create left.
-    async fn create(&self, image: &std::path::Path, size: ByteSize, dirs: &VmDirs)
-    -> Result<(), ErrorReport>;
+    async fn create(&self, image: &Path, size: ByteSize, dirs: &VmDirs) -> Result<(), ErrorReport>;
     /// The disk of a VM, to be attached.
     async fn open(&self, dirs: &VmDirs) -> Result<RootDisk, ErrorReport>;
     /// Makes the disk of a stopped VM larger. The guest grows its file system at the next boot.
@@ -253,9 +291,9 @@ pub enum LinkState {
 
 /// Makes guest links.
 pub trait Guests: Send + Sync {
-    /// Begins to reach for the agent behind a channel socket and goes on until [`Guest::close`]: a lost
+    /// Begins to reach for the agent behind a channel and goes on until [`Guest::close`]: a lost
     /// connection is made again.
-    fn link(&self, vm: &VmId, channel_socket: PathBuf) -> Arc<dyn Guest>;
+    fn link(&self, vm: &VmId, channel: Channel) -> Arc<dyn Guest>;
 }
 
 /// Where lines of progress go. A name of its own, because `async_trait` would tie the text's lifetime to the call's.

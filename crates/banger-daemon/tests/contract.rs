@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use anyhow::{Context, ensure};
 use async_trait::async_trait;
 use banger_daemon::disk::{HostDisks, Qcow2Disks, ReflinkDisks};
-use banger_daemon::ports::{Guests, Launch, RootDisks, VmDirs, Vmm};
+use banger_daemon::ports::{Guests, Launch, Machine, RootDisks, VmDirs, Vmm};
 use banger_proto::{ByteSize, VmId};
 use banger_sys::process::ProcessRecord;
-use testkit::contract::{self, disks, vmm};
+use testkit::contract::machines::{self, Answers, Life};
+use testkit::contract::{self, channel, disks, vmm};
 use testkit::fake::FakeWorld;
 
 /// Ids of VMs, one after the other.
@@ -38,17 +39,17 @@ impl Fakes {
 }
 
 #[async_trait]
-impl vmm::Bench for Fakes {
+impl machines::Bench for Fakes {
     fn vmm(&self) -> Arc<dyn Vmm> {
         self.world.ports().vmm
     }
 
-    fn guests(&self) -> Arc<dyn Guests> {
-        self.world.ports().guests
-    }
-
     async fn launch(&self) -> anyhow::Result<Launch> {
         self.world.launch(self.ids.next()).await
+    }
+
+    async fn life(&self, launch: &Launch, machine: &dyn Machine) -> anyhow::Result<Box<dyn Life>> {
+        Answers::of(&*channel::Bench::guests(self), launch, machine).await
     }
 
     fn kill(&self, process: &ProcessRecord) -> anyhow::Result<()> {
@@ -58,6 +59,16 @@ impl vmm::Bench for Fakes {
 
     fn lives(&self, process: &ProcessRecord) -> anyhow::Result<bool> {
         Ok(self.world.lives(process))
+    }
+}
+
+impl channel::Bench for Fakes {
+    fn guests(&self) -> Arc<dyn Guests> {
+        self.world.ports().guests
+    }
+
+    fn machines(&self) -> &dyn machines::Bench {
+        self
     }
 }
 
@@ -130,7 +141,12 @@ fn sparse(path: PathBuf, size: ByteSize) -> anyhow::Result<PathBuf> {
 
 #[tokio::test]
 async fn the_fake_vmm_is_one() -> anyhow::Result<()> {
-    contract::run(vmm::CASES, &Fakes::new()? as &dyn vmm::Bench).await
+    contract::run(vmm::CASES, &Fakes::new()? as &dyn machines::Bench).await
+}
+
+#[tokio::test]
+async fn the_fake_guests_are_some() -> anyhow::Result<()> {
+    contract::run(channel::CASES, &Fakes::new()? as &dyn channel::Bench).await
 }
 
 #[tokio::test]

@@ -14,6 +14,9 @@ use crate::VmName;
 /// The largest JSON message in either direction, in bytes.
 pub const MAX_MESSAGE: usize = 256 * 1024;
 
+/// The vsock port on which the agent listens, where the guest has no virtio-serial port.
+pub const VSOCK_PORT: u32 = 25_185;
+
 /// What a session is for; its first message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]

@@ -21,8 +21,10 @@ pub struct Become<'a> {
     pub args: &'a [OsString],
     /// The whole environment.
     pub env: &'a [(OsString, OsString)],
-    /// Standard output and standard error; standard input is /dev/null.
-    pub output: OwnedFd,
+    /// Standard output; standard input is /dev/null.
+    pub stdout: OwnedFd,
+    /// Standard error.
+    pub stderr: OwnedFd,
     /// Descriptors 3, 4, ... in this order. All others are closed.
     pub fds: Vec<OwnedFd>,
 }
@@ -40,7 +42,8 @@ fn prepare(plan: Become<'_>) -> io::Result<Command> {
     let count = RawFd::try_from(plan.fds.len())
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"))?;
     let end = FIRST_FD + count;
-    let output = fcntl_dupfd_cloexec(&plan.output, end)?;
+    let stdout = fcntl_dupfd_cloexec(&plan.stdout, end)?;
+    let stderr = fcntl_dupfd_cloexec(&plan.stderr, end)?;
     let mut moved = Vec::with_capacity(plan.fds.len());
     for fd in &plan.fds {
         // Above the target numbers, so that no target is overwritten before it was copied.
@@ -55,7 +58,7 @@ fn prepare(plan: Become<'_>) -> io::Result<Command> {
         }
     }
     // The numbers that these held are other files' now.
-    std::mem::forget((plan.output, plan.fds));
+    std::mem::forget((plan.stdout, plan.stderr, plan.fds));
     // SAFETY: close_range takes integers; with CLOSE_RANGE_CLOEXEC it closes nothing now (close_range(2)).
     let done = unsafe {
         libc::close_range(end.cast_unsigned(), libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed())
@@ -71,7 +74,7 @@ fn prepare(plan: Become<'_>) -> io::Result<Command> {
         .env_clear()
         .envs(plan.env.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
-        .stdout(Stdio::from(output.try_clone()?))
-        .stderr(Stdio::from(output));
+        .stdout(Stdio::from(stdout))
+        .stderr(Stdio::from(stderr));
     Ok(command)
 }

@@ -1,7 +1,9 @@
 //! What every implementation of a port has to do. Each suite is a list of cases over a *bench*: the implementation, with
 //! what a case needs of the place where it runs. A new implementation gets a bench and runs the same list.
 
+pub mod channel;
 pub mod disks;
+pub mod machines;
 pub mod vmm;
 
 use std::pin::Pin;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use banger_daemon::ports::{Guest, Guests, LinkState, MachineExit, ProgressSink};
+use banger_daemon::ports::{Channel, Guest, Guests, LinkState, MachineExit, ProgressSink};
 use banger_proto::guest::{
     Booted, Configured, GuestFailure, GuestFailureCode, GuestInit, Health, Open, Outcome, PowerAction,
     Progress,
@@ -51,9 +51,10 @@ impl FakeGuests {
 }
 
 impl Guests for FakeGuests {
-    fn link(&self, vm: &VmId, channel_socket: PathBuf) -> Arc<dyn Guest> {
+    fn link(&self, vm: &VmId, channel: Channel) -> Arc<dyn Guest> {
         let (sender, state) = watch::channel(LinkState::Down);
-        let link = Link { vm: vm.clone(), socket: channel_socket, state: sender, clients: Vec::new() };
+        let link =
+            Link { vm: vm.clone(), socket: channel.socket().to_owned(), state: sender, clients: Vec::new() };
         let id = self.0.change(|state| {
             state.last_link += 1;
             state.links.insert(state.last_link, link);

@@ -1,13 +1,15 @@
 //! Machines that run, are paused, and end.
 
+use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
-use banger_daemon::ports::{self, Accelerator, MachineExit, VmDirs};
+use banger_daemon::ports::{self, Accelerator, Channel, MachineExit, VmDirs};
 use banger_proto::{ErrorCode, ErrorReport, VmId};
 use tokio::sync::watch;
 
 use super::processes::remove_runtime;
+use super::saved::Saved;
 use super::{FakeWorld, State};
 
 /// A machine of the world. It is there exactly as long as it runs.
@@ -60,7 +62,8 @@ impl State {
         let follower = Arc::new(());
         machine.follower = Arc::downgrade(&follower);
         let exit = machine.exit.subscribe();
-        Some(Arc::new(FakeMachine { world: world.clone(), pid, exit, _follower: follower }))
+        let dirs = machine.dirs.clone();
+        Some(Arc::new(FakeMachine { world: world.clone(), pid, dirs, exit, _follower: follower }))
     }
 }
 
@@ -69,6 +72,7 @@ impl State {
 struct FakeMachine {
     world: FakeWorld,
     pid: u32,
+    dirs: VmDirs,
     exit: watch::Receiver<Option<MachineExit>>,
     _follower: Arc<()>,
 }
@@ -108,6 +112,21 @@ impl ports::Machine for FakeMachine {
 
     async fn resume(&self) -> Result<(), ErrorReport> {
         self.set_paused(false, "cannot resume the VM")
+    }
+
+    fn channel(&self) -> Channel {
+        Channel::Port(self.dirs.channel_socket())
+    }
+
+    async fn save(&self, to: &Path) -> Result<(), ErrorReport> {
+        let refused =
+            |cause: String| ErrorReport::new(ErrorCode::VmmFailed, "cannot save the VM").cause(cause);
+        let saved = self.world.change(|state| match state.machines.get(&self.pid) {
+            Some(machine) if machine.paused => Ok(Saved { configured: machine.configured }),
+            Some(_) => Err(refused("it runs".into())),
+            None => Err(refused("it has ended".into())),
+        });
+        saved?.write(to).map_err(|error| refused(error.to_string()))
     }
 
     async fn kill(&self) -> Result<(), ErrorReport> {

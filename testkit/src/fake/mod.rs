@@ -17,6 +17,7 @@ mod disks;
 mod guest;
 mod machine;
 mod processes;
+mod saved;
 mod vmm;
 
 use std::collections::BTreeMap;

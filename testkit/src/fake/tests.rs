@@ -32,7 +32,7 @@ async fn what_no_store_knows_is_a_leak() {
     let launch = launch(&world, vm(1)).await;
     let ports = world.ports();
     let machine = ports.vmm.start(&launch, &Forgetful).await.unwrap();
-    let guest = ports.guests.link(&launch.vm, launch.dirs.channel_socket());
+    let guest = ports.guests.link(&launch.vm, machine.channel());
     let leaks = world.leaks().unwrap();
     for part in ["keeper of VM", "vmm of VM", "the disk", "a link", "run/vms/", "state/vms/"] {
         assert!(leaks.iter().any(|leak| leak.contains(part)), "{part} is not in {leaks:?}");
@@ -80,7 +80,7 @@ async fn a_state_that_is_not_so_is_an_untruth() {
     assert_eq!(said(VmState::Running).len(), 2);
     assert_eq!(said(VmState::Stopping).len(), 1);
     let machine = world.ports().vmm.start(&launch, &Forgetful).await.unwrap();
-    let _guest = world.ports().guests.link(&launch.vm, launch.dirs.channel_socket());
+    let _guest = world.ports().guests.link(&launch.vm, machine.channel());
     assert_eq!(said(VmState::Running), Vec::<String>::new());
     assert_eq!(said(VmState::Paused).len(), 1);
     assert_eq!(said(VmState::Stopped).len(), 2);

@@ -1,5 +1,6 @@
 //! A VMM that starts machines of the world, with the same gates and records as a real one.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -11,6 +12,7 @@ use banger_sys::paths::make_private;
 use banger_sys::process::ProcessRecord;
 
 use super::processes::{Stage, remove_runtime, sockets};
+use super::saved::Saved;
 use super::{FakeWorld, State, machine};
 
 /// The kind of these machines.
@@ -47,6 +49,7 @@ impl FakeVmm {
     async fn attempt(
         &self,
         launch: &Launch,
+        from: Option<&Path>,
         journal: &dyn ProcessJournal,
         gates: &mut Gates,
     ) -> Result<Arc<dyn Machine>, ErrorReport> {
@@ -67,11 +70,29 @@ impl FakeVmm {
         }
         self.reach(StartPoint::Recorded).await;
         let ended = |why: String| ErrorReport::new(ErrorCode::VmmFailed, DOING).cause(why);
-        let pid = self.0.change(|state| state.let_go(launch, gates)).map_err(ended)?;
-        say(&launch.dirs, "the fake kernel boots\n").map_err(|error| failed(&error))?;
+        let saved = from.map(Saved::read).transpose();
+        let pid = self.0.change(|state| state.let_go(launch, saved, gates)).map_err(ended)?;
+        if from.is_none() {
+            say(&launch.dirs, "the fake kernel boots\n").map_err(|error| failed(&error))?;
+        }
         self.reach(StartPoint::Runs).await;
         let machine = self.0.change(|state| state.follow(&self.0, pid));
         machine.ok_or_else(|| ended("the fake VMM ended at once".into()))
+    }
+
+    async fn begin(
+        &self,
+        launch: &Launch,
+        from: Option<&Path>,
+        journal: &dyn ProcessJournal,
+    ) -> Result<Arc<dyn Machine>, ErrorReport> {
+        let mut gates = Gates { world: self.0.clone(), processes: Vec::new() };
+        let started = self.attempt(launch, from, journal, &mut gates).await;
+        if started.is_err() {
+            let processes = std::mem::take(&mut gates.processes);
+            self.clean_up(&launch.vm, &launch.dirs, &processes).await?;
+        }
+        started
     }
 
     /// Hangs here for ever where the test wants that.
@@ -108,13 +129,16 @@ impl Vmm for FakeVmm {
         launch: &Launch,
         journal: &dyn ProcessJournal,
     ) -> Result<Arc<dyn Machine>, ErrorReport> {
-        let mut gates = Gates { world: self.0.clone(), processes: Vec::new() };
-        let started = self.attempt(launch, journal, &mut gates).await;
-        if started.is_err() {
-            let processes = std::mem::take(&mut gates.processes);
-            self.clean_up(&launch.vm, &launch.dirs, &processes).await?;
-        }
-        started
+        self.begin(launch, None, journal).await
+    }
+
+    async fn restore(
+        &self,
+        launch: &Launch,
+        from: &Path,
+        journal: &dyn ProcessJournal,
+    ) -> Result<Arc<dyn Machine>, ErrorReport> {
+        self.begin(launch, Some(from), journal).await
     }
 
     async fn adopt(
@@ -172,7 +196,12 @@ impl Drop for Gates {
 impl State {
     /// Lets a VM's processes become their programs: its machine runs, or its VMM says why not and ends. Returns the
     /// VMM's pid.
-    fn let_go(&mut self, launch: &Launch, gates: &Gates) -> Result<u32, String> {
+    fn let_go(
+        &mut self,
+        launch: &Launch,
+        saved: Result<Option<Saved>, String>,
+        gates: &Gates,
+    ) -> Result<u32, String> {
         let pids: Vec<u32> = gates.processes.iter().map(|(_, record)| record.pid).collect();
         for pid in &pids {
             if let Some(process) = self.processes.get_mut(pid) {
@@ -196,7 +225,9 @@ impl State {
         if !self.disks.get(&launch.root.path).is_some_and(|disk| disk.complete) {
             return Err(format!("cannot open the disk {}", launch.root.path.display()));
         }
-        let machine = machine::Machine::new(launch.vm.clone(), launch.dirs.clone(), pids);
+        let saved = saved?;
+        let mut machine = machine::Machine::new(launch.vm.clone(), launch.dirs.clone(), pids);
+        machine.configured = saved.is_some_and(|saved| saved.configured);
         self.machines.insert(pid, machine);
         Ok(pid)
     }

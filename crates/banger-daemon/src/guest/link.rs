@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,7 +17,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep};
 
 use super::client::{Client, Gone, read, write};
-use crate::ports::LinkState;
+use super::vsock;
+use crate::ports::{Channel, LinkState};
 
 /// Between two connections at least and at most; it doubles while the agent does not answer.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -50,7 +50,7 @@ enum Lost {
 /// The task's state.
 #[derive(Debug)]
 pub(super) struct Link {
-    path: PathBuf,
+    channel: Channel,
     queue: mpsc::Receiver<Attach>,
     /// No handle can attach any more.
     queue_ended: bool,
@@ -70,8 +70,12 @@ struct Connection {
 }
 
 impl Link {
-    pub(super) fn new(path: PathBuf, queue: mpsc::Receiver<Attach>, state: watch::Sender<LinkState>) -> Self {
-        Self { path, queue, queue_ended: false, state, clients: BTreeMap::new(), owed: BTreeSet::new() }
+    pub(super) fn new(
+        channel: Channel,
+        queue: mpsc::Receiver<Attach>,
+        state: watch::Sender<LinkState>,
+    ) -> Self {
+        Self { channel, queue, queue_ended: false, state, clients: BTreeMap::new(), owed: BTreeSet::new() }
     }
 
     /// Runs until `stopped` says so or its sender is gone.
@@ -112,7 +116,10 @@ impl Link {
 
     async fn connect(&self) -> Result<Connection, Lost> {
         let nonce = crate::random::bytes().map_err(Lost::Nonce)?;
-        let socket = UnixStream::connect(&self.path).await?;
+        let socket = match &self.channel {
+            Channel::Port(path) => UnixStream::connect(path).await?,
+            Channel::Vsock(path) => vsock::connect(path).await?,
+        };
         let began = Instant::now();
         Ok(Connection {
             socket,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! client sockets (SessionOpen) --\
-//!                                 >-- one link task per VM <--> channel.sock <--> QEMU <--> agent
+//!                                 >-- one link task per VM <--> channel.sock <--> VMM <--> agent
 //! the daemon's own requests ----/
 //! ```
 //!
@@ -14,8 +14,8 @@
 mod client;
 mod link;
 mod request;
+mod vsock;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -25,20 +25,20 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tracing::Instrument;
 
-use crate::ports::{Guest, Guests, LinkState, ProgressSink};
+use crate::ports::{Channel, Guest, Guests, LinkState, ProgressSink};
 use link::{Attach, Link};
 
-/// Makes links over virtio-serial sockets.
+/// Makes links over VMMs' sockets.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Links;
 
 impl Guests for Links {
-    fn link(&self, vm: &VmId, channel_socket: PathBuf) -> Arc<dyn Guest> {
+    fn link(&self, vm: &VmId, channel: Channel) -> Arc<dyn Guest> {
         let (attach, queue) = mpsc::channel(16);
         let (published, state) = watch::channel(LinkState::Down);
         let (stop, stopped) = watch::channel(false);
         let span = tracing::info_span!("link", %vm);
-        let link = Link::new(channel_socket, queue, published);
+        let link = Link::new(channel, queue, published);
         let task = tokio::spawn(link.run(stopped).instrument(span));
         Arc::new(LinkedGuest { attach, state, stop, task: tokio::sync::Mutex::new(Some(task)) })
     }

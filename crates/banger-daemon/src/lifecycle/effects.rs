@@ -100,7 +100,8 @@ impl Effects for VmEffects {
             }
             Step::Vmm => self.start_vmm(dirs).await,
             Step::Link => {
-                let guest = self.world.ports.guests.link(&self.record.id, dirs.channel_socket());
+                let machine = self.live().machine.clone().ok_or_else(|| self.out_of_order(step))?;
+                let guest = self.world.ports.guests.link(&self.record.id, machine.channel());
                 self.live().guest = Some(guest);
                 Ok(())
             }

@@ -222,7 +222,7 @@ async fn adopt(
     let dirs = world.dirs(&record.id);
     let Some(machine) = world.ports.vmm.adopt(&record.id, &dirs, processes).await? else { return Ok(None) };
     tracing::info!(vm = %record.id, name = %record.name, pid = machine.pid(), "adopted");
-    let guest = world.ports.guests.link(&record.id, dirs.channel_socket());
+    let guest = world.ports.guests.link(&record.id, machine.channel());
     let live = SharedLive::default();
     {
         let mut live = lock(&live);

@@ -80,7 +80,8 @@ fn daemon(moment: &str, dir: &Path) {
                 path: SHELL.into(),
                 args: vec!["-c".into(), PROGRAM.into(), dir.into()],
                 env: vec![("PATH".into(), "/usr/bin:/bin".into())],
-                output: File::options().write(true).open("/dev/null").unwrap().into(),
+                stdout: File::options().write(true).open("/dev/null").unwrap().into(),
+                stderr: File::options().write(true).open("/dev/null").unwrap().into(),
                 fds: Vec::new(),
             };
             waiting.open(program).unwrap();

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::net::plan;
 use crate::ports::{Accelerator, Launch};
+use crate::vmm::kernel_words;
 
 /// The name of the virtio-serial port that the agent looks for.
 pub const AGENT_PORT: &str = "dev.banger.agent";
@@ -27,8 +28,25 @@ pub const CONSOLE_FD: RawFd = FIRST_FD;
 pub const QMP_FD: RawFd = FIRST_FD + 1;
 /// The listening socket of the agent's port.
 pub const CHANNEL_FD: RawFd = FIRST_FD + 2;
+/// What a saved machine is read from; only with [`Origin::Saved`].
+pub const SAVED_FD: RawFd = FIRST_FD + 3;
+
 /// The network card's socket; only with `nat`.
-pub const NET_FD: RawFd = FIRST_FD + 3;
+const fn net_fd(origin: Origin) -> RawFd {
+    match origin {
+        Origin::Boot => SAVED_FD,
+        Origin::Saved => SAVED_FD + 1,
+    }
+}
+
+/// Where the machine's state comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// It is new and boots.
+    Boot,
+    /// It was saved and goes on.
+    Saved,
+}
 
 /// A path that cannot stand in QEMU's options.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +63,7 @@ pub struct HostFacts {
 }
 
 /// The arguments after QEMU's name.
-pub fn args(launch: &Launch, host: HostFacts) -> Result<Vec<OsString>, BadPath> {
+pub fn args(launch: &Launch, host: HostFacts, origin: Origin) -> Result<Vec<OsString>, BadPath> {
     let mut args: Vec<OsString> = Vec::new();
     let mut add = |name: &str, value: String| args.extend([OsString::from(name), value.into()]);
 
@@ -84,10 +102,14 @@ pub fn args(launch: &Launch, host: HostFacts) -> Result<Vec<OsString>, BadPath> 
     add("-object", "rng-random,id=entropy,filename=/dev/urandom".to_owned());
     add("-device", "virtio-rng-device,rng=entropy".to_owned());
     if launch.nat {
-        add("-netdev", format!("stream,id=net,server=off,addr.type=fd,addr.str={NET_FD}"));
+        add("-netdev", format!("stream,id=net,server=off,addr.type=fd,addr.str={}", net_fd(origin)));
         add("-device", format!("virtio-net-device,netdev=net,mac={}", plan::GUEST_MAC));
     }
 
+    match origin {
+        Origin::Boot => {}
+        Origin::Saved => add("-incoming", format!("fd:{SAVED_FD}")),
+    }
     add("-append", kernel_command_line(host));
     for (name, path) in [("-kernel", &launch.kernel), ("-initrd", &launch.initrd)] {
         // Unlike other options, QEMU takes these as they are, commas included.
@@ -133,21 +155,7 @@ fn modules_drive(launch: &Launch) -> Result<String, BadPath> {
 
 /// The kernel's command line.
 pub fn kernel_command_line(host: HostFacts) -> String {
-    let mut words = vec![
-        "console=ttyS0".to_owned(),
-        // Warnings and worse: errors and a panic stay visible, and the slow serial line does not delay the boot.
-        "quiet".to_owned(),
-        "loglevel=4".to_owned(),
-        // A panic reboots at once, which `-no-reboot` makes QEMU's end.
-        "panic=-1".to_owned(),
-        "net.ifnames=0".to_owned(),
-        "random.trust_cpu=on".to_owned(),
-        // No login prompt on the console, and nothing that waits for udev to announce the serial line: 90 s in
-        // roots without udev.
-        "systemd.getty_auto=no".to_owned(),
-        "systemd.mask=serial-getty@ttyS0.service".to_owned(),
-        "systemd.show_status=no".to_owned(),
-    ];
+    let mut words = kernel_words::EVERYWHERE.map(str::to_owned).to_vec();
     match host.accelerator {
         Accelerator::Tcg => {
             // They steer how a processor speculates; what QEMU translates the guest's code to does not keep them, and
@@ -195,8 +203,8 @@ mod tests {
         }
     }
 
-    fn lines(launch: &Launch, host: HostFacts) -> String {
-        let args = args(launch, host).unwrap();
+    fn lines(launch: &Launch, host: HostFacts, origin: Origin) -> String {
+        let args = args(launch, host, origin).unwrap();
         let args: Vec<&str> = args.iter().map(|arg| arg.to_str().unwrap()).collect();
         args.join("\n").replace("\n-", "\n\n-")
     }
@@ -204,13 +212,24 @@ mod tests {
     #[test]
     fn an_emulated_machine_with_a_network() {
         let host = HostFacts { accelerator: Accelerator::Tcg, tsc_khz: Some(2_596_124) };
-        insta::assert_snapshot!(lines(&launch(true), host));
+        insta::assert_snapshot!(lines(&launch(true), host, Origin::Boot));
     }
 
     #[test]
     fn a_virtualised_machine_without_a_network() {
         let host = HostFacts { accelerator: Accelerator::Kvm, tsc_khz: Some(2_596_124) };
-        insta::assert_snapshot!(lines(&launch(false), host));
+        insta::assert_snapshot!(lines(&launch(false), host, Origin::Boot));
+    }
+
+    #[test]
+    fn a_saved_machine_is_the_same_machine() {
+        let host = HostFacts { accelerator: Accelerator::Tcg, tsc_khz: None };
+        let booted = lines(&launch(true), host, Origin::Boot);
+        let saved = lines(&launch(true), host, Origin::Saved);
+        let expected = booted
+            .replace("addr.str=6", "addr.str=7")
+            .replace("\n\n-append", "\n\n-incoming\nfd:6\n\n-append");
+        assert_eq!(saved, expected);
     }
 
     #[test]
@@ -218,6 +237,7 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
         let mut launch = launch(false);
         launch.kernel = OsString::from_vec(vec![b'/', 0xff]).into();
-        assert!(args(&launch, HostFacts { accelerator: Accelerator::Kvm, tsc_khz: None }).is_err());
+        let host = HostFacts { accelerator: Accelerator::Kvm, tsc_khz: None };
+        assert!(args(&launch, host, Origin::Boot).is_err());
     }
 }

@@ -5,72 +5,62 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
-use banger_proto::{ErrorCode, ErrorReport, VmId};
-use banger_sys::process::{Process, ProcessRecord};
-use rustix::process::Signal;
+use banger_proto::{ErrorCode, ErrorReport};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument;
 
-use super::processes;
-use super::qmp::{Message, Qmp, QmpError, TIMEOUT};
-use crate::console;
-use crate::ports::{Accelerator, Machine, MachineExit, ProcessRole, VmDirs};
-
-/// How long the keeper may take to write down a dead VMM's last words.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+use super::qmp::{Command, Message, Qmp, QmpError, TIMEOUT};
+use super::save;
+use crate::ports::{Accelerator, Channel, Machine, MachineExit, VmDirs};
+use crate::vmm::running::{LAST_WORDS, Running};
+use crate::vmm::{begin, processes};
 
 /// A running QEMU.
 #[derive(Debug)]
 pub(super) struct QemuMachine {
-    parts: Arc<Parts>,
-    commands: mpsc::Sender<Command>,
+    running: Arc<Running>,
+    accelerator: Accelerator,
+    commands: mpsc::Sender<Asked>,
     exit: watch::Receiver<Option<MachineExit>>,
 }
 
-/// What a machine consists of.
 #[derive(Debug)]
-pub(super) struct Parts {
-    pub(super) vm: VmId,
-    pub(super) dirs: VmDirs,
-    pub(super) accelerator: Accelerator,
-    pub(super) process: Process,
-    pub(super) records: Vec<(ProcessRole, ProcessRecord)>,
-    pub(super) killed: AtomicBool,
-}
-
-#[derive(Debug)]
-struct Command {
-    name: &'static str,
+struct Asked {
+    command: Command,
     reply: oneshot::Sender<Result<Value, QmpError>>,
 }
 
 impl QemuMachine {
     /// Follows a QEMU. Without a connection it is made again when a command needs it.
-    pub(super) fn follow(parts: Parts, qmp: Option<Qmp>) -> Arc<dyn Machine> {
+    pub(super) fn follow(running: Running, accelerator: Accelerator, qmp: Option<Qmp>) -> Arc<dyn Machine> {
         let (commands, queue) = mpsc::channel(8);
         let (published, exit) = watch::channel(None);
-        let parts = Arc::new(parts);
-        let span = tracing::info_span!("qemu", vm = %parts.vm, pid = parts.process.pid());
-        tokio::spawn(follow(Arc::clone(&parts), qmp, queue, published).instrument(span));
-        Arc::new(Self { parts, commands, exit })
+        let running = Arc::new(running);
+        let span = tracing::info_span!("qemu", vm = %running.vm, pid = running.process.pid());
+        tokio::spawn(follow(Arc::clone(&running), qmp, queue, published).instrument(span));
+        Arc::new(Self { running, accelerator, commands, exit })
     }
 
-    async fn command(&self, name: &'static str, doing: &str) -> Result<(), ErrorReport> {
+    /// Runs a command and waits for its reply.
+    pub(super) async fn execute(&self, command: Command) -> Result<Value, QmpError> {
+        let name = command.name;
         let (reply, answer) = oneshot::channel();
-        let asked = async {
-            self.commands.send(Command { name, reply }).await.map_err(|_| QmpError::Closed)?;
-            tokio::time::timeout(TIMEOUT, answer)
-                .await
-                .map_err(|_| QmpError::TimedOut)?
-                .unwrap_or(Err(QmpError::Closed))
-        };
-        asked.await.map(drop).map_err(|error| ErrorReport::caused_by(ErrorCode::VmmFailed, doing, &error))
+        self.commands.send(Asked { command, reply }).await.map_err(|_| QmpError::Closed)?;
+        let answer = tokio::time::timeout(TIMEOUT, answer).await.map_err(|_| QmpError::TimedOut)?;
+        match answer.unwrap_or(Err(QmpError::Closed)) {
+            Err(QmpError::Refused { text, .. }) => Err(QmpError::Refused { command: name.to_owned(), text }),
+            other => other,
+        }
+    }
+
+    async fn change(&self, name: &'static str, doing: &str) -> Result<(), ErrorReport> {
+        let done = self.execute(Command::plain(name)).await;
+        done.map(drop).map_err(|error| ErrorReport::caused_by(ErrorCode::VmmFailed, doing, &error))
     }
 }
 
@@ -81,35 +71,31 @@ impl Machine for QemuMachine {
     }
 
     fn accelerator(&self) -> Accelerator {
-        self.parts.accelerator
+        self.accelerator
     }
 
     fn pid(&self) -> u32 {
-        self.parts.process.pid()
+        self.running.process.pid()
     }
 
     async fn pause(&self) -> Result<(), ErrorReport> {
-        self.command("stop", "cannot pause the VM").await
+        self.change("stop", "cannot pause the VM").await
     }
 
     async fn resume(&self) -> Result<(), ErrorReport> {
-        self.command("cont", "cannot resume the VM").await
+        self.change("cont", "cannot resume the VM").await
+    }
+
+    fn channel(&self) -> Channel {
+        Channel::Port(self.running.dirs.channel_socket())
+    }
+
+    async fn save(&self, to: &Path) -> Result<(), ErrorReport> {
+        save::save(self, to).await
     }
 
     async fn kill(&self) -> Result<(), ErrorReport> {
-        let doing = "cannot end the VM";
-        self.parts.killed.store(true, Ordering::SeqCst);
-        self.parts
-            .process
-            .signal(Signal::KILL)
-            .map_err(|error| ErrorReport::caused_by(ErrorCode::VmmFailed, doing, &error))?;
-        // The follower ends only when the process has; an error means that it is gone.
-        let _ = self.exit.clone().wait_for(Option::is_some).await;
-        // The follower did this already and could only log what failed.
-        processes::end(&self.parts.records)
-            .await
-            .and_then(|()| processes::remove_runtime(&self.parts.dirs))
-            .map_err(|error| ErrorReport::caused_by(ErrorCode::VmmFailed, doing, &error))
+        self.running.kill(self.exit.clone()).await
     }
 
     fn exit(&self) -> watch::Receiver<Option<MachineExit>> {
@@ -118,14 +104,14 @@ impl Machine for QemuMachine {
 }
 
 async fn follow(
-    parts: Arc<Parts>,
+    running: Arc<Running>,
     qmp: Option<Qmp>,
-    mut queue: mpsc::Receiver<Command>,
+    mut queue: mpsc::Receiver<Asked>,
     published: watch::Sender<Option<MachineExit>>,
 ) {
     let mut control = Control { qmp, pending: BTreeMap::new(), reason: None };
     let mut served = true;
-    let gone = processes::gone(&parts.process);
+    let gone = processes::gone(&running.process);
     tokio::pin!(gone);
     loop {
         tokio::select! {
@@ -137,7 +123,7 @@ async fn follow(
             }
             message = control.next(), if control.qmp.is_some() => control.take(message),
             command = queue.recv(), if served => match command {
-                Some(command) => control.run(command, &parts.dirs).await,
+                Some(asked) => control.run(asked, &running.dirs).await,
                 None => served = false,
             },
         }
@@ -153,30 +139,11 @@ async fn follow(
         tracing::warn!("the control connection outlives QEMU");
     }
     drop(control.pending);
-    let exit = clear_away(&parts, control.reason).await;
+    running.clear_away().await;
+    let said = begin::last_words(&running.dirs);
+    let exit = classify(running.was_killed(), control.reason.as_deref(), &said);
     tracing::info!(?exit, "QEMU has ended");
     published.send_replace(Some(exit));
-}
-
-/// Waits for the keeper's last line, ends what is left, and says how the machine ended.
-async fn clear_away(parts: &Parts, reason: Option<String>) -> MachineExit {
-    for (role, record) in &parts.records {
-        if *role == ProcessRole::Keeper
-            && let Ok(Some(keeper)) = Process::find(record, banger_sys::process::Match::Started)
-            && tokio::time::timeout(LAST_WORDS, processes::gone(&keeper)).await.is_err()
-        {
-            tracing::warn!("the keeper outlives QEMU");
-        }
-    }
-    if let Err(error) = processes::end(&parts.records).await {
-        tracing::error!(%error, "cannot end the processes of a VM");
-    }
-    if let Err(error) = processes::remove_runtime(&parts.dirs) {
-        tracing::error!(%error, "cannot remove the runtime files of a VM");
-    }
-    let killed = parts.killed.load(Ordering::SeqCst);
-    let said = console::last_lines(&parts.dirs.vmm_log(), console::WORDS);
-    classify(killed, reason.as_deref(), &said)
 }
 
 /// How a machine ended: whether we killed it, the reason in QEMU's last event (`ShutdownCause`, QEMU's qapi/run-state.json),
@@ -232,22 +199,22 @@ impl Control {
         }
     }
 
-    async fn run(&mut self, command: Command, dirs: &VmDirs) {
+    async fn run(&mut self, asked: Asked, dirs: &VmDirs) {
         let sent = async {
             let qmp = match &mut self.qmp {
                 Some(qmp) => qmp,
                 None => self.qmp.insert(Qmp::connect(&dirs.qmp_socket()).await?),
             };
-            qmp.send(command.name).await
+            qmp.send(&asked.command).await
         };
         match sent.await {
             Ok(id) => {
-                self.pending.insert(id, command.reply);
+                self.pending.insert(id, asked.reply);
             }
             Err(error) => {
                 self.qmp = None;
                 // The caller may have stopped waiting.
-                let _ = command.reply.send(Err(error));
+                let _ = asked.reply.send(Err(error));
             }
         }
     }

@@ -2,33 +2,34 @@
 //!
 //! ```text
 //! start:  sockets -> gates (keeper, passt, QEMU) -> journal -> scope -> open the gates -> QMP answers
+//! restore: the same, and QEMU reads the saved machine from a descriptor
 //! adopt:  records -> pidfd -> QMP again
 //! ```
 
 pub mod args;
 pub mod host;
 mod machine;
-mod processes;
 pub mod qmp;
+mod save;
 mod start;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use banger_proto::{ErrorCode, ErrorReport, VmId};
-use banger_sys::process::{Match, Process, ProcessRecord};
+use banger_proto::{ErrorReport, VmId};
+use banger_sys::process::ProcessRecord;
 use banger_sys::tsc::TscRate;
-use tokio::sync::Mutex;
 
-use self::host::FileKey;
-use self::machine::{Parts, QemuMachine};
+use self::host::HostError;
+use self::machine::QemuMachine;
 use self::qmp::Qmp;
 use crate::launch::Launcher;
 use crate::ports::{Accelerator, Launch, Machine, ProcessJournal, ProcessRole, VmDirs, Vmm, VmmDescription};
 use crate::scope::UserSystemd;
+use crate::vmm::binary::{FileKey, Probed};
+use crate::vmm::running::{self, Running};
 
 /// The kind of these machines.
 pub const KIND: &str = "qemu";
@@ -50,7 +51,7 @@ pub struct QemuConfig {
 #[derive(Debug)]
 pub struct Qemu {
     config: QemuConfig,
-    probed: Mutex<Option<(FileKey, String)>>,
+    probed: Probed,
     tsc: Option<TscRate>,
     systemd: Option<UserSystemd>,
 }
@@ -59,28 +60,22 @@ impl Qemu {
     /// Looks at nothing but the clock and systemd's sockets; the executable is looked at when it is needed.
     pub fn new(config: QemuConfig) -> Self {
         let systemd = UserSystemd::detect();
-        Self { config, probed: Mutex::new(None), tsc: TscRate::begin(), systemd }
+        Self { config, probed: Probed::default(), tsc: TscRate::begin(), systemd }
     }
 
     async fn probe(&self) -> Result<(FileKey, String), ErrorReport> {
-        // Held over the probe, so that VMs that start together ask once.
-        let mut probed = self.probed.lock().await;
         let binary = self.config.binary.clone();
-        let known = probed.clone();
-        let looked = tokio::task::spawn_blocking(move || {
-            let key = host::find(binary.as_deref())?;
-            if let Some(known) = known.filter(|(known, _)| *known == key) {
-                return Ok(known);
-            }
-            let version = key.probe()?;
-            Ok((key, version))
-        });
-        let found = looked
-            .await
-            .map_err(|error| ErrorReport::caused_by(ErrorCode::Internal, "cannot look for QEMU", &error))?
-            .map_err(|error: host::HostError| error.report())?;
-        *probed = Some(found.clone());
-        Ok(found)
+        self.probed.look(move || host::find(binary.as_deref()), host::probe, HostError::report).await
+    }
+
+    async fn begin(
+        &self,
+        launch: &Launch,
+        from: Option<&Path>,
+        journal: &dyn ProcessJournal,
+    ) -> Result<Arc<dyn Machine>, ErrorReport> {
+        let description = self.describe().await?;
+        start::Start { qemu: self, launch, from, journal, description }.run().await
     }
 }
 
@@ -97,8 +92,16 @@ impl Vmm for Qemu {
         launch: &Launch,
         journal: &dyn ProcessJournal,
     ) -> Result<Arc<dyn Machine>, ErrorReport> {
-        let description = self.describe().await?;
-        start::Start { qemu: self, launch, journal, description }.run().await
+        self.begin(launch, None, journal).await
+    }
+
+    async fn restore(
+        &self,
+        launch: &Launch,
+        from: &Path,
+        journal: &dyn ProcessJournal,
+    ) -> Result<Arc<dyn Machine>, ErrorReport> {
+        self.begin(launch, Some(from), journal).await
     }
 
     async fn adopt(
@@ -107,19 +110,8 @@ impl Vmm for Qemu {
         dirs: &VmDirs,
         records: &[(ProcessRole, ProcessRecord)],
     ) -> Result<Option<Arc<dyn Machine>>, ErrorReport> {
-        let doing = "cannot take over the VM";
-        let mut process = None;
-        for (_, record) in records.iter().filter(|(role, _)| *role == ProcessRole::Vmm) {
-            // Not one that never got past its gate: with the daemon that held the gate it ends by itself.
-            process = Process::find(record, Match::Executing)
-                .map_err(|error| ErrorReport::caused_by(ErrorCode::Internal, doing, &error))?
-                .or(process);
-        }
-        let Some(process) = process else {
-            self.clean_up(vm, dirs, records).await?;
-            return Ok(None);
-        };
-        let accelerator = accelerator_of(process.pid());
+        let Some(running) = Running::find(vm, dirs, records).await? else { return Ok(None) };
+        let accelerator = accelerator_of(running.process.pid());
         let qmp = match tokio::time::timeout(ADOPTION, Qmp::connect(&dirs.qmp_socket())).await {
             Ok(Ok(qmp)) => Some(qmp),
             Ok(Err(error)) => {
@@ -131,15 +123,7 @@ impl Vmm for Qemu {
                 None
             }
         };
-        let parts = Parts {
-            vm: vm.clone(),
-            dirs: dirs.clone(),
-            accelerator,
-            process,
-            records: records.to_vec(),
-            killed: AtomicBool::new(false),
-        };
-        Ok(Some(QemuMachine::follow(parts, qmp)))
+        Ok(Some(QemuMachine::follow(running, accelerator, qmp)))
     }
 
     async fn clean_up(
@@ -148,9 +132,7 @@ impl Vmm for Qemu {
         dirs: &VmDirs,
         records: &[(ProcessRole, ProcessRecord)],
     ) -> Result<(), ErrorReport> {
-        processes::end(records).await.and_then(|()| processes::remove_runtime(dirs)).map_err(|error| {
-            ErrorReport::caused_by(ErrorCode::VmmFailed, "cannot clean up after the VM", &error)
-        })
+        running::clean_up(dirs, records).await
     }
 }
 

@@ -4,12 +4,14 @@
 //! come at any time. A guest that took over its QEMU speaks here too: a line is bounded, and so is each wait.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use banger_sys::seqpacket;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
@@ -43,6 +45,29 @@ pub enum QmpError {
     /// The command was refused.
     #[error("QEMU refused '{command}': {text}")]
     Refused { command: String, text: String },
+}
+
+/// Something that QEMU is asked.
+#[derive(Debug)]
+pub struct Command {
+    /// Its name.
+    pub name: &'static str,
+    /// What belongs to it; null where nothing does.
+    pub arguments: Value,
+    /// A descriptor that goes with it.
+    pub fd: Option<OwnedFd>,
+}
+
+impl Command {
+    /// One that is only a name.
+    pub fn plain(name: &'static str) -> Self {
+        Self { name, arguments: Value::Null, fd: None }
+    }
+
+    /// One with arguments.
+    pub fn with(name: &'static str, arguments: Value) -> Self {
+        Self { name, arguments, fd: None }
+    }
 }
 
 /// A message of QEMU's.
@@ -94,7 +119,7 @@ impl Qmp {
             if parse(&qmp.take_line())?.is_some() {
                 return Err(QmpError::Protocol("no greeting".to_owned()));
             }
-            qmp.execute("qmp_capabilities").await
+            qmp.execute(Command::plain("qmp_capabilities")).await
         };
         tokio::time::timeout(TIMEOUT, ready).await.map_err(|_| QmpError::TimedOut)??;
         Ok(qmp)
@@ -106,22 +131,34 @@ impl Qmp {
     }
 
     /// Sends a command without waiting for its reply, which carries the id that is returned.
-    pub async fn send(&mut self, command: &str) -> Result<u64, QmpError> {
+    pub async fn send(&mut self, command: &Command) -> Result<u64, QmpError> {
         self.next_id += 1;
-        let mut line = json!({ "execute": command, "id": self.next_id }).to_string();
+        let mut object = json!({ "execute": command.name, "id": self.next_id });
+        if !command.arguments.is_null() {
+            object["arguments"] = command.arguments.clone();
+        }
+        let mut line = object.to_string();
         line.push('\n');
-        self.writer.write_all(line.as_bytes()).await?;
+        match &command.fd {
+            None => self.writer.write_all(line.as_bytes()).await?,
+            Some(fd) => {
+                // In one piece: QEMU has read all that was sent before, so there is room for it.
+                let socket: &UnixStream = self.writer.as_ref();
+                let pass = || seqpacket::send(socket, line.as_bytes(), &[fd.as_fd()]);
+                socket.async_io(Interest::WRITABLE, pass).await?;
+            }
+        }
         Ok(self.next_id)
     }
 
     /// Sends a command and waits for its reply, bounded by [`TIMEOUT`]. Only for a caller that follows no events.
-    pub async fn execute(&mut self, command: &str) -> Result<Value, QmpError> {
-        let id = self.send(command).await?;
+    pub async fn execute(&mut self, command: Command) -> Result<Value, QmpError> {
+        let id = self.send(&command).await?;
         let reply = async {
             loop {
                 match self.next().await? {
                     Message::Reply { id: replied, result } if replied == id => {
-                        let refused = |text| QmpError::Refused { command: command.to_owned(), text };
+                        let refused = |text| QmpError::Refused { command: command.name.to_owned(), text };
                         return result.map_err(refused);
                     }
                     Message::Reply { .. } | Message::Event { .. } => {}
@@ -225,10 +262,10 @@ mod tests {
         ])
         .await;
         let mut qmp = qmp.unwrap();
-        qmp.execute("stop").await.unwrap();
-        let refused = qmp.execute("cont").await.unwrap_err();
+        qmp.execute(Command::plain("stop")).await.unwrap();
+        let refused = qmp.execute(Command::plain("cont")).await.unwrap_err();
         assert_eq!(refused.to_string(), "QEMU refused 'cont': no");
-        qmp.send("query-status").await.unwrap();
+        qmp.send(&Command::plain("query-status")).await.unwrap();
         let Message::Event { name, data } = qmp.next().await.unwrap() else { panic!("no event") };
         assert_eq!((name.as_str(), data["reason"].as_str()), ("SHUTDOWN", Some("guest-reset")));
     }

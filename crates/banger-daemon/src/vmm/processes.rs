@@ -44,7 +44,7 @@ pub(super) async fn gone(process: &Process) -> io::Result<()> {
     AsyncFd::with_interest(pidfd, Interest::READABLE)?.readable().await.map(drop)
 }
 
-/// Ends recorded processes, QEMU first, and waits for each. Those that are gone, and pids that belong to others by now,
+/// Ends recorded processes, the VMM first, and waits for each. Those that are gone, and pids that belong to others by now,
 /// are passed over. Goes on after a failure and returns the first one.
 pub(super) async fn end(processes: &[(ProcessRole, ProcessRecord)]) -> Result<(), EndError> {
     let mut result = Ok(());
@@ -72,7 +72,7 @@ async fn end_one(role: ProcessRole, record: &ProcessRecord) -> Result<(), EndErr
 
 /// Removes a VM's runtime files and directory. Idempotent.
 pub(super) fn remove_runtime(dirs: &VmDirs) -> Result<(), EndError> {
-    for path in [dirs.qmp_socket(), dirs.channel_socket()] {
+    for path in [dirs.qmp_socket(), dirs.api_socket(), dirs.channel_socket()] {
         remove(std::fs::remove_file(&path), path)?;
     }
     remove(std::fs::remove_dir(&dirs.runtime), dirs.runtime.clone())
