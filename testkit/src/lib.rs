@@ -4,11 +4,13 @@
 //! - [`contract`]: what every implementation of a port of the daemon has to do, fakes and real ones.
 //! - [`faults`]: the daemon's operations broken at a point.
 //! - [`leaks`]: pictures of a real host.
+//! - [`stub`]: a guest without Linux.
 
 pub mod contract;
 pub mod fake;
 pub mod faults;
 pub mod leaks;
+pub mod stub;
 
 use std::io::Write;
 

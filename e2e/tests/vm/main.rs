@@ -7,6 +7,7 @@ mod contract;
 mod copy;
 mod daemon;
 mod exec;
+mod firecracker;
 mod guest;
 mod help;
 mod host;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     let other = match std::env::args().nth(1).as_deref() {
         Some(network::SERVE_OUTSIDE) => Some(network::serve_outside()),
         Some(contract::RUN_QEMU) => Some(contract::run_qemu()),
+        Some(firecracker::RUN_FIRECRACKER) => Some(firecracker::run_firecracker()),
         Some(_) | None => None,
     };
     if let Some(result) = other {
@@ -68,10 +70,11 @@ fn main() -> ExitCode {
         trouble::TESTS,
         user::TESTS,
         contract::TESTS,
+        firecracker::TESTS,
         host::TESTS,
     ]
     .concat();
-    let needs = [completion::NEEDS, refuse::NEEDS, user::NEEDS, host::NEEDS].concat();
+    let needs = [completion::NEEDS, refuse::NEEDS, user::NEEDS, host::NEEDS, firecracker::NEEDS].concat();
     let no_vms = isolate::why_not();
     let why_not = |name: &str| {
         let need = needs.iter().find(|(of, _)| *of == name);
