@@ -24,7 +24,9 @@ use crate::notice::Notice;
 use crate::port::{Owner, Pipe, Port};
 use crate::prepare::{Early, HandedOver};
 use crate::root::Root;
-use crate::{booted, command, configure, connect, exec, files, log, machine, power, root, sshd, uevent};
+use crate::{
+    booted, command, configure, connect, exec, files, log, machine, power, root, sshd, uevent, vsock,
+};
 
 /// The name of the virtio-serial port.
 const PORT_NAME: &str = "dev.banger.agent";
@@ -70,40 +72,43 @@ pub(crate) fn run() -> Result<(), StepError> {
     let first = rustix::process::setpriority_process(None, NICENESS);
     first.doing(|| "putting the agent before other processes".to_owned())?;
     let restarted = !root::same_directory("/", "/proc/1/root")?;
-    let (stage, port) = if restarted {
+    let (stage, channel) = if restarted {
         log::note("the agent goes on in the guest's root");
-        let port = open_port()?;
+        let pipe = open_channel(true)?;
         let guest_root = Root::open("/proc/1/root")?;
         let init = HandOver::choose(&guest_root).init;
         guest_root.enter()?;
-        (Stage::HandedOver(configured(init, Vec::new())), port)
+        (Stage::HandedOver(configured(init, Vec::new())), pipe)
     } else {
         let stdin = std::io::stdin().as_fd().try_clone_to_owned();
         let pipe = stdin.doing(|| "taking the pipe to pid 1".to_owned())?;
         let early = Early::begin();
-        (Stage::Initrd { early, pipe }, open_port()?)
+        (Stage::Initrd { early, pipe }, open_channel(false)?)
     };
-    serve(stage, port, Pipe::Port, restarted, signals)
+    serve(stage, channel, restarted, signals)
 }
 
 /// Serves commands in this process's own root over standard input, a socket: for tests.
 pub(crate) fn run_on_socket() -> Result<(), StepError> {
+    run_on_stdin(Pipe::Socket)
+}
+
+/// The same over a socket that listens.
+pub(crate) fn run_on_listener() -> Result<(), StepError> {
+    run_on_stdin(Pipe::Listener)
+}
+
+fn run_on_stdin(pipe: fn(OwnedFd) -> Pipe) -> Result<(), StepError> {
     let signals = receive_signals()?;
     let stdin = std::io::stdin().as_fd().try_clone_to_owned();
     let socket = stdin.doing(|| "taking the channel's socket".to_owned())?;
     let stage = Stage::HandedOver(configured(GuestInit::Agent, Vec::new()));
-    serve(stage, socket, Pipe::Socket, false, signals)
+    serve(stage, pipe(socket), false, signals)
 }
 
-fn serve(
-    stage: Stage,
-    port: OwnedFd,
-    pipe: Pipe,
-    restarted: bool,
-    signals: OwnedFd,
-) -> Result<(), StepError> {
+fn serve(stage: Stage, pipe: Pipe, restarted: bool, signals: OwnedFd) -> Result<(), StepError> {
     let hub = Hub::new()?;
-    let mut port = Port::new(port, pipe, Arc::clone(&hub), restarted)?;
+    let mut port = Port::new(pipe, Arc::clone(&hub), restarted)?;
     let guest = Mutex::new(Guest { stage, env: BTreeMap::new(), notice: None });
     let agent = Arc::new(Agent { hub: Arc::clone(&hub), guest, signals });
     port.serve(&Sessions(Arc::clone(&agent)), agent.signals.as_fd())?;
@@ -117,8 +122,29 @@ fn receive_signals() -> Result<OwnedFd, StepError> {
     signals::receive(&wanted).doing(|| "receiving the agent's signals".to_owned())
 }
 
-fn open_port() -> Result<OwnedFd, StepError> {
-    let device = uevent::wait_for(&format!("the port {PORT_NAME}"), uevent::DEVICE_LIMIT, find_port)?;
+/// What the machine has for a channel.
+enum Device {
+    Port(String),
+    Vsock,
+}
+
+fn open_channel(restarted: bool) -> Result<Pipe, StepError> {
+    let look = || {
+        let vsock = || vsock::has_device().then_some(Device::Vsock);
+        find_port().map(Device::Port).or_else(vsock)
+    };
+    match uevent::wait_for(&format!("the port {PORT_NAME}"), uevent::DEVICE_LIMIT, look)? {
+        Device::Port(device) => open_port(&device).map(Pipe::Port),
+        Device::Vsock => {
+            if !restarted {
+                vsock::load_driver();
+            }
+            vsock::listen().map(Pipe::Listener)
+        }
+    }
+}
+
+fn open_port(device: &str) -> Result<OwnedFd, StepError> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let path = format!("/dev/{device}");
     rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("opening the port {path}"))

@@ -57,6 +57,19 @@ pub(crate) fn load_in_place_of_modprobe(root: &Root, release: &str) {
     }
 }
 
+/// Loads a module of a directory that has a `modules.dep`, after what it needs. One that is not in there is no error: it may
+/// be built in.
+pub(crate) fn load_from(directory: &str, name: &str) -> Result<(), StepError> {
+    let list = format!("{directory}/modules.dep");
+    let text = std::fs::read_to_string(&list).doing(|| format!("reading the list of modules {list}"))?;
+    for file in Dependencies::parse(&text).in_order(name) {
+        let path = format!("{directory}/{file}");
+        let fd = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        load(fd.doing(|| format!("opening the module {path}"))?, &path, "")?;
+    }
+    Ok(())
+}
+
 fn load(fd: rustix::fd::OwnedFd, path: &str, parameters: &str) -> Result<(), StepError> {
     let doing = || format!("loading the module {path}");
     let parameters = CString::new(parameters).map_err(io::Error::other).doing(doing)?;
@@ -102,6 +115,17 @@ mod tests {
         );
         assert_eq!(list.in_order("virtio_rng"), ["kernel/drivers/block/virtio-rng.ko.xz"]);
         assert!(list.in_order("absent").is_empty());
+    }
+
+    #[test]
+    fn a_module_that_is_not_listed_is_built_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = dir.path().to_str().unwrap();
+        assert!(load_from(directory, "one").unwrap_err().chain().contains("modules.dep"));
+        std::fs::write(dir.path().join("modules.dep"), "a/two.ko:\na/one.ko: a/two.ko\n").unwrap();
+        load_from(directory, "other").unwrap();
+        // What it needs comes first.
+        assert!(load_from(directory, "one").unwrap_err().chain().contains("a/two.ko"));
     }
 
     #[test]

@@ -33,6 +33,7 @@ mod root;
 mod sshd;
 mod supervisor;
 mod uevent;
+mod vsock;
 
 use std::process::ExitCode;
 
@@ -47,6 +48,8 @@ fn main() -> ExitCode {
         ["agent"] => agent::run(),
         // The same over a socket, in the caller's own root, for tests.
         ["agent", "--on-socket"] => agent::run_on_socket(),
+        // And over a socket that listens.
+        ["agent", "--on-listener"] => agent::run_on_listener(),
         // Only the duties of pid 1, in a pid namespace, for tests.
         ["pid1", ..] if is_init() => pid1::in_namespace(&arguments[1..]),
         _ if is_init() => boot::run(),

@@ -1,12 +1,13 @@
 //! The file systems that the kernel provides, the root disk, and the modules drive.
 
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use banger_proto::guest::GuestInit;
 
 use crate::error::{Doing, StepError};
 use crate::root::{Root, magic_path};
+use crate::uevent;
 
 /// Where the initrd mounts the VM's root before it becomes `/`.
 pub(crate) const NEW_ROOT: &str = "/newroot";
@@ -112,6 +113,19 @@ pub(crate) fn modules(root: &Root, release: &str) -> Result<(), StepError> {
         Some(path) => keep_mounted(root, path),
         None => Ok(()),
     }
+}
+
+/// Shows the modules drive to somebody in the initrd, before its kernel's release is known.
+pub(crate) fn with_modules_drive(look: impl FnOnce(&str) -> Result<(), StepError>) -> Result<(), StepError> {
+    const AT: &str = "/modules/drive";
+    let there = || std::fs::exists(MODULES_DISK).ok().filter(|there| *there);
+    uevent::wait_for(&format!("the modules drive {MODULES_DISK}"), uevent::DEVICE_LIMIT, there)?;
+    std::fs::create_dir_all(AT).doing(|| format!("making {AT}"))?;
+    mount(MODULES_DISK, AT, "ext4", MountFlags::RDONLY | PLAIN, c"")
+        .doing(|| format!("mounting the modules drive {MODULES_DISK}"))?;
+    let looked = look(AT);
+    let unmounted = unmount(AT, UnmountFlags::empty()).doing(|| format!("unmounting {AT}"));
+    looked.and(unmounted)
 }
 
 /// Tells systemd to leave a mount alone until the very end, as it leaves the root: `x-initrd.mount` in libmount's table of

@@ -4,6 +4,9 @@
 //! shows as end of file and POLLHUP, and the descriptor stays good. It is waited for edge-triggered, for while no host is
 //! connected its state of readiness would never let the thread sleep. It does not block: a blocking write spins in the
 //! kernel until the host has taken it.
+//!
+//! Where the machine has vsock instead the host connects to a socket that listens: a connection that ends is followed by the
+//! next, and the newest is the host's.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -11,6 +14,7 @@ use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
+use rustix::net::SocketFlags;
 
 use banger_proto::channel::{AgentLink, LinkEvent, OUTBOX_TARGET, ServerEvent, Stream};
 
@@ -22,12 +26,25 @@ use crate::log;
 const READS: usize = 64;
 
 /// What the channel runs over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Pipe {
     /// A port that outlives its hosts.
-    Port,
+    Port(OwnedFd),
     /// A socket, in tests: its end of file is the end.
-    Socket,
+    Socket(OwnedFd),
+    /// A socket that hosts connect to, one after the other.
+    Listener(OwnedFd),
+}
+
+/// What becomes of the channel when its host has hung up.
+#[derive(Debug)]
+enum After {
+    /// The descriptor stays good.
+    Stays,
+    /// It is over.
+    Ends,
+    /// Somebody connects again.
+    Accepts(OwnedFd),
 }
 
 /// What the thread tells its owner.
@@ -41,8 +58,9 @@ pub(crate) trait Owner {
 /// The channel's end in this process.
 #[derive(Debug)]
 pub(crate) struct Port {
-    fd: OwnedFd,
-    pipe: Pipe,
+    /// None while nobody is connected to the listener.
+    fd: Option<OwnedFd>,
+    after: After,
     link: AgentLink,
     hub: Arc<Hub>,
 }
@@ -50,6 +68,7 @@ pub(crate) struct Port {
 const PORT: u64 = 0;
 const HUB: u64 = 1;
 const OWNER: u64 = 2;
+const LISTENER: u64 = 3;
 
 /// What a turn of reading ended with.
 enum Read {
@@ -62,9 +81,16 @@ enum Read {
 }
 
 impl Port {
-    pub(crate) fn new(fd: OwnedFd, pipe: Pipe, hub: Arc<Hub>, restarted: bool) -> Result<Self, StepError> {
+    pub(crate) fn new(pipe: Pipe, hub: Arc<Hub>, restarted: bool) -> Result<Self, StepError> {
         let doing = || "preparing the channel".to_owned();
-        rustix::io::ioctl_fionbio(&fd, true).doing(doing)?;
+        let (fd, after) = match pipe {
+            Pipe::Port(fd) => (Some(fd), After::Stays),
+            Pipe::Socket(fd) => (Some(fd), After::Ends),
+            Pipe::Listener(fd) => (None, After::Accepts(fd)),
+        };
+        if let Some(fd) = &fd {
+            rustix::io::ioctl_fionbio(fd, true).doing(doing)?;
+        }
         let mut random = [0; 8];
         // Not a secret, only different from the last agent's: it need not wait for the pool to be filled.
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::INSECURE).doing(doing)?;
@@ -72,7 +98,7 @@ impl Port {
         if restarted {
             link.announce_restart();
         }
-        Ok(Self { fd, pipe, link, hub })
+        Ok(Self { fd, after, link, hub })
     }
 
     /// Serves the channel; returns when a socket has ended.
@@ -80,16 +106,27 @@ impl Port {
         let doing = || "waiting for the channel".to_owned();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).doing(doing)?;
         let both = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
-        epoll::add(&epoll, &self.fd, epoll::EventData::new_u64(PORT), both).doing(doing)?;
-        for (fd, data) in [(self.hub.wake().as_fd(), HUB), (owner_fd.as_fd(), OWNER)] {
+        if let Some(fd) = &self.fd {
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(PORT), both).doing(doing)?;
+        }
+        let listener = match &self.after {
+            After::Accepts(listener) => Some((listener.as_fd(), LISTENER)),
+            After::Stays | After::Ends => None,
+        };
+        let others = [(self.hub.wake().as_fd(), HUB), (owner_fd.as_fd(), OWNER)];
+        for (fd, data) in others.into_iter().chain(listener) {
             epoll::add(&epoll, fd, epoll::EventData::new_u64(data), epoll::EventFlags::IN).doing(doing)?;
         }
         let mut events = Vec::with_capacity(4);
         loop {
             let read = self.read(owner)?;
             let wrote = self.write()?;
-            if matches!(read, Read::HungUp) && self.pipe == Pipe::Socket {
-                return Ok(());
+            if matches!(read, Read::HungUp) {
+                match self.after {
+                    After::Stays => {}
+                    After::Ends => return Ok(()),
+                    After::Accepts(_) => self.fd = None,
+                }
             }
             for session in self.hub.with_table(|table| table.on_timer(self.hub.now_ms())) {
                 self.hub.close(session);
@@ -107,29 +144,56 @@ impl Port {
                 match event.data.u64() {
                     HUB => self.hub.wake().clear(),
                     OWNER => owner.woken(),
+                    LISTENER => self.accept(&epoll, both)?,
                     _ => {}
                 }
             }
         }
     }
 
+    /// Takes the host that connects. One that was connected before is gone, or given up.
+    fn accept(&mut self, epoll: &OwnedFd, events: epoll::EventFlags) -> Result<(), StepError> {
+        let After::Accepts(listener) = &self.after else { return Ok(()) };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = match rustix::net::accept_with(listener, flags) {
+            Ok(fd) => fd,
+            // It went before it was taken.
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return Ok(()),
+            Err(error) => return Err(error).doing(|| "accepting a host".to_owned()),
+        };
+        self.hung_up();
+        epoll::add(epoll, &fd, epoll::EventData::new_u64(PORT), events)
+            .doing(|| "waiting for a host".to_owned())?;
+        self.fd = Some(fd);
+        Ok(())
+    }
+
+    fn hung_up(&mut self) -> Read {
+        if let Some(error) = self.link.on_hangup() {
+            log::note(error);
+            self.hub.with_table(|table| table.on_connection_change(self.hub.now_ms()));
+        }
+        Read::HungUp
+    }
+
+    /// Whether an error means that the other end of a socket is gone.
+    fn is_gone(&self, error: Errno) -> bool {
+        let gone = [Errno::CONNRESET, Errno::PIPE, Errno::NOTCONN, Errno::TIMEDOUT];
+        !matches!(self.after, After::Stays) && gone.contains(&error)
+    }
+
     fn read(&mut self, owner: &impl Owner) -> Result<Read, StepError> {
         for _ in 0..READS {
-            match rustix::io::read(&self.fd, self.link.space()) {
-                Ok(0) => {
-                    if let Some(error) = self.link.on_hangup() {
-                        log::note(error);
-                        self.hub.with_table(|table| table.on_connection_change(self.hub.now_ms()));
-                    }
-                    return Ok(Read::HungUp);
-                }
+            let Some(fd) = &self.fd else { return Ok(Read::Dry) };
+            match rustix::io::read(fd, self.link.space()) {
+                Ok(0) => return Ok(self.hung_up()),
                 Ok(count) => {
                     self.link.filled(count);
                     self.handle(owner);
                 }
                 Err(Errno::AGAIN) => return Ok(Read::Dry),
                 Err(Errno::INTR) => {}
-                Err(Errno::CONNRESET | Errno::PIPE) if self.pipe == Pipe::Socket => return Ok(Read::HungUp),
+                Err(error) if self.is_gone(error) => return Ok(self.hung_up()),
                 Err(error) => return Err(error).doing(|| "reading the channel".to_owned()),
             }
         }
@@ -182,12 +246,13 @@ impl Port {
             if self.link.output().is_empty() {
                 return Ok(false);
             }
-            match rustix::io::write(&self.fd, self.link.output()) {
+            let Some(fd) = &self.fd else { return Ok(false) };
+            match rustix::io::write(fd, self.link.output()) {
                 Ok(count) => self.link.wrote(count),
                 Err(Errno::AGAIN) => return Ok(false),
                 Err(Errno::INTR) => {}
                 // Its end of file is read next.
-                Err(Errno::PIPE | Errno::CONNRESET) if self.pipe == Pipe::Socket => return Ok(false),
+                Err(error) if self.is_gone(error) => return Ok(false),
                 Err(error) => return Err(error).doing(|| "writing to the channel".to_owned()),
             }
         }

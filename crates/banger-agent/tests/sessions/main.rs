@@ -4,4 +4,5 @@
 
 mod commands;
 mod connect;
+mod listener;
 mod support;

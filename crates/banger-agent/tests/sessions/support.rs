@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,8 @@ pub(crate) struct Host {
     pub(crate) established: bool,
     pub(crate) lost: bool,
     clients: BTreeMap<SessionId, Client>,
-    next: u64,
+    /// The id of the next session.
+    pub(crate) next: u64,
 }
 
 /// One session and what it brought.
@@ -51,14 +53,29 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) fn start() -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_banger-agent"))
-            .args(["agent", "--on-socket"])
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .spawn()
-            .unwrap();
+        let child = run("--on-socket", theirs.into());
         let socket = ours.try_clone().unwrap();
         Self { host: Host::connect(ours, 1), socket, child }
     }
+
+    /// One that listens, at this path, and its first host.
+    pub(crate) fn listening(listener: UnixListener, path: &Path) -> Self {
+        listener.set_nonblocking(true).unwrap();
+        let child = run("--on-listener", listener.into());
+        let host = Host::connect(UnixStream::connect(path).unwrap(), 1);
+        // A second handle on the host's connection would keep it from ending.
+        let socket = UnixStream::pair().unwrap().0;
+        Self { host, socket, child }
+    }
+
+    pub(crate) fn lives(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+fn run(mode: &str, stdin: OwnedFd) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_banger-agent"));
+    command.args(["agent", mode]).stdin(Stdio::from(stdin)).spawn().unwrap()
 }
 
 impl Drop for Agent {
@@ -185,6 +202,8 @@ impl Host {
         }
         match self.socket.read(self.link.space()) {
             Ok(0) => self.lost = true,
+            // So ends one that was given up with something unread.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => self.lost = true,
             Ok(count) => {
                 self.link.filled(count);
                 moved = true;
