@@ -60,9 +60,10 @@ pub const KEYS: &[Key] = &[
     ),
     built(
         "vmm",
-        "`\"auto\"` or `\"qemu\"`",
+        "`\"auto\"`, `\"firecracker\"` or `\"qemu\"`",
         "`\"auto\"`",
-        "What runs VMs. `\"firecracker\"` is not built yet.",
+        "What runs VMs. In user mode `\"auto\"` is QEMU, and with `\"firecracker\"` no VM starts: its network takes root. \
+         Read when the daemon starts.",
     ),
     built("nat", "`true` or `false`", "`true`", "Whether a VM reaches networks outside."),
     built(

@@ -10,6 +10,7 @@
 //! parsing, this crate's errors and `docs/config.md` come from it.
 
 mod file;
+pub mod firecracker;
 mod host;
 pub mod keys;
 mod reference;

@@ -85,8 +85,10 @@ impl LogLevel {
 /// Which VMM runs VMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VmmChoice {
-    /// The best one that is built: QEMU.
+    /// The best one that the mode allows: in user mode QEMU.
     Auto,
+    /// Firecracker.
+    Firecracker,
     /// QEMU.
     Qemu,
 }
@@ -96,6 +98,7 @@ impl VmmChoice {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
+            Self::Firecracker => "firecracker",
             Self::Qemu => "qemu",
         }
     }
@@ -264,8 +267,8 @@ fn vmm(value: &DeValue<'_>) -> Result<VmmChoice, String> {
     match text(value)? {
         "auto" => Ok(VmmChoice::Auto),
         "qemu" => Ok(VmmChoice::Qemu),
-        "firecracker" => Err("cannot be \"firecracker\": that is not built yet; use \"auto\"".to_owned()),
-        _ => Err("must be \"auto\" or \"qemu\"".to_owned()),
+        "firecracker" => Ok(VmmChoice::Firecracker),
+        _ => Err("must be \"auto\", \"firecracker\" or \"qemu\"".to_owned()),
     }
 }
 
@@ -312,8 +315,7 @@ mod tests {
             ("disk_budget = \"1G\"", "/c.toml:1: 'disk_budget' is not built yet in this version of banger"),
             ("[[file_sync]]\nhost = \"x\"", "'file_sync' is not built yet"),
             ("cidr = \"10.0.0.0/8\"", "'cidr' belongs to root's /etc/banger/config.toml"),
-            ("vmm = \"firecracker\"", "that is not built yet; use \"auto\""),
-            ("vmm = \"xen\"", "'vmm' must be \"auto\" or \"qemu\""),
+            ("vmm = \"xen\"", "'vmm' must be \"auto\", \"firecracker\" or \"qemu\""),
             ("[vm_defaults]\nvcpu = 0", "/c.toml:2: 'vm_defaults.vcpu' must be a whole number from 1 to 288"),
             ("[vm_defaults]\nmemory_mib = \"1G\"", "must be a whole number of at least 128"),
             ("[vm_defaults]\ndisk_size = \"many\"", "is not usable: 'many' is not a size"),

@@ -14,6 +14,7 @@ use crate::launch::Launcher;
 use crate::lifecycle::identity::OwnerKey;
 use crate::net::plan;
 use crate::service::{Library, Ports};
+use crate::vmm::choice;
 use crate::vmm::qemu::{Qemu, QemuConfig};
 
 /// The ports of a daemon of user mode: QEMU, the root disks that its file system is good for, passt. Programs are looked for when they are needed,
@@ -25,7 +26,7 @@ pub fn ports(paths: &Paths, config: &Config) -> Result<Ports, ErrorReport> {
         launcher: Launcher::of_this_process(),
     };
     Ok(Ports {
-        vmm: Arc::new(Qemu::new(qemu)),
+        vmm: choice::in_user_mode(config.vmm.value, Arc::new(Qemu::new(qemu))),
         disks: Arc::new(HostDisks::below(&paths.state)),
         guests: Arc::new(Links),
         contents: Arc::new(Library::open(paths, agent()?)?),

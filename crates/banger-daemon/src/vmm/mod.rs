@@ -4,6 +4,7 @@
 
 mod begin;
 mod binary;
+pub mod choice;
 pub mod firecracker;
 mod kernel_words;
 mod kvm;

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use banger_config::VmmChoice;
+use banger_config::firecracker::{INSTALL, Version};
 use banger_proto::ByteSize;
 use banger_proto::catalog::KEYRING;
 use banger_proto::daemon::{DaemonStatus, Request};
@@ -21,7 +23,8 @@ const LITTLE_DISK: ByteSize = ByteSize::mib(512);
 
 /// Every check.
 pub(super) async fn all(context: &Context) -> Vec<Check> {
-    let mut checks = vec![user(), kvm(), qemu()];
+    let mut checks = vec![user(), kvm(), vmm(context), qemu()];
+    checks.extend(firecracker());
     checks.push(tool("qemu-img", "qemu-img", "qemu-utils", "makes root disks"));
     checks.push(chosen_tool("passt", env::BANGER_PASST, "passt", "passt", "carries the network of VMs"));
     checks.push(tool("mmdebstrap", "mmdebstrap", "mmdebstrap", "builds images"));
@@ -91,6 +94,44 @@ fn qemu() -> Check {
             Check::fine(id, text.lines().next().unwrap_or(name).to_owned())
         }
         Err(error) => Check::failed(id, format!("VMs cannot run: {error}"), install),
+    }
+}
+
+/// Which VMM runs VMs.
+fn vmm(context: &Context) -> Check {
+    let id = "vmm";
+    // One that cannot be read is told by its own check.
+    let choice = context.config().map_or(VmmChoice::Auto, |config| config.vmm.value);
+    match choice {
+        VmmChoice::Auto | VmmChoice::Qemu => {
+            Check::fine(id, format!("QEMU runs VMs in user mode (vmm = \"{}\")", choice.as_str()))
+        }
+        VmmChoice::Firecracker => Check::failed(
+            id,
+            "vmm = \"firecracker\", whose network takes root: no VM starts in user mode",
+            "write vmm = \"auto\" to the file that 'banger config path' names, then: banger daemon stop",
+        ),
+    }
+}
+
+/// A Firecracker that is here; none is needed.
+fn firecracker() -> Option<Check> {
+    let path = command::find("firecracker")?;
+    let said = Program::new(&path.to_string_lossy()).and_then(|program| program.arg("--version").run());
+    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    Some(judge(&path, said.map_err(|error| error.to_string())))
+}
+
+fn judge(path: &Path, said: Result<String, String>) -> Check {
+    let (id, path) = ("firecracker", path.display());
+    let version = match said.map(|said| Version::said(&said)) {
+        Ok(Some(version)) => version,
+        Ok(None) => return Check::warning(id, format!("{path} is not Firecracker"), INSTALL),
+        Err(error) => return Check::warning(id, format!("{path} does not work: {error}"), INSTALL),
+    };
+    match version.check() {
+        Ok(()) => Check::fine(id, format!("{path} has version {version}; user mode does not use it")),
+        Err(why) => Check::warning(id, format!("{path} would be refused: {why}"), INSTALL),
     }
 }
 
@@ -293,6 +334,23 @@ mod tests {
         assert!(virtualises("model : x\nflags\t\t: fpu svm sse\n"));
         assert!(!virtualises("model : svm\nflags\t\t: fpu sse\n"));
         assert!(!virtualises(""));
+    }
+
+    #[test]
+    fn a_firecracker_is_judged_by_its_version() {
+        let told = |said: Result<&str, &str>| {
+            let check = judge(Path::new("/fc"), said.map(str::to_owned).map_err(str::to_owned));
+            format!("{} {:?}", check.message, check.mend)
+        };
+        assert!(told(Ok("Firecracker v1.16.1\n")).contains("/fc has version 1.16.1"));
+        for (said, word) in [
+            (Ok("Firecracker v1.15.0\n"), "CVE-2026-5747"),
+            (Ok("hello"), "/fc is not Firecracker"),
+            (Err("it ended"), "/fc does not work: it ended"),
+        ] {
+            let told = told(said);
+            assert!(told.contains(word) && told.contains("1.15.1 or newer"), "{told}");
+        }
     }
 
     #[test]
