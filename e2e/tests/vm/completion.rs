@@ -61,7 +61,7 @@ fn expected(job: &str) -> Vec<(Vec<&str>, Vec<String>)> {
 fn offers(line: &[&str], wanted: &[String], offered: &[&str]) -> anyhow::Result<()> {
     let words: Vec<&str> = offered.iter().copied().filter(|word| !word.starts_with('-')).collect();
     let flags = wanted.iter().all(|word| word.starts_with('-'));
-    let same = if flags { &offered[..] } else { &words[..] };
+    let same = if flags { offered } else { &words[..] };
     let same = wanted.iter().all(|word| same.contains(&word.as_str())) && same.len() == wanted.len();
     ensure!(same, "banger {}: offered {offered:?} instead of {wanted:?}", line.join(" "));
     Ok(())

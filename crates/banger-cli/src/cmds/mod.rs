@@ -45,6 +45,7 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of them in a run")]
 enum Noun {
     #[command(subcommand)]
     Vm(vm::Verb),

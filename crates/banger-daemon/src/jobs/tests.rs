@@ -132,7 +132,7 @@ async fn jobs_are_listed_with_their_stage_and_their_end() {
         (&pull_id, JobState::Running, Some("two"))
     );
     assert_eq!(list[1].finished_at, None);
-    assert_eq!(jobs.about(&kernel()), [pull_id.clone()]);
+    assert_eq!(jobs.about(&kernel()), std::slice::from_ref(&pull_id));
     assert!(jobs.about(&Subject::Image("debian-6.1".parse().unwrap())).is_empty());
 
     assert_eq!(jobs.show(pull_id.as_str()).await.unwrap(), list[1]);
