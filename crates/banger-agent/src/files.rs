@@ -25,7 +25,7 @@ pub(crate) fn unpack(session: &Session, directory: &str) -> Outcome {
     });
     match target {
         Ok(target) => received(|counts| {
-            banger_tree::unpack(target, Input { session }, Rules::guest(Owners::Caller), counts)
+            banger_tree::unpack(target, Input::of(session), Rules::guest(Owners::Caller), counts)
         }),
         Err(failure) => Outcome::Failed(failure),
     }
@@ -36,7 +36,7 @@ pub(crate) fn place(session: &Session, path: &str, keep_owners: bool) -> Outcome
     let owners = if keep_owners { Owners::Archive } else { Owners::Caller };
     match absolute(path) {
         Ok(path) => received(|counts| {
-            banger_tree::place(&path, Top::AsSent, Input { session }, Rules::guest(owners), counts)
+            banger_tree::place(&path, Top::AsSent, Input::of(session), Rules::guest(owners), counts)
         }),
         Err(failure) => Outcome::Failed(failure),
     }
@@ -88,30 +88,62 @@ fn ended() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "the session was ended")
 }
 
-/// The session's standard input as a blocking reader.
+/// The session's standard input as a blocking reader. What has arrived is taken as a whole, not moved up with each read.
 struct Input<'a> {
     session: &'a Session,
+    taken: Vec<u8>,
+    used: usize,
 }
 
-impl Read for Input<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+impl<'a> Input<'a> {
+    const fn of(session: &'a Session) -> Self {
+        Self { session, taken: Vec::new(), used: 0 }
+    }
+
+    /// Takes what has arrived; whether there is or will be something.
+    fn refill(&mut self) -> io::Result<bool> {
         loop {
-            let (count, is_over) = {
+            {
                 let mut inbox = self.session.inbox();
                 if inbox.end.is_some() {
                     return Err(ended());
                 }
-                let count = inbox.stdin.len().min(buffer.len());
-                buffer[..count].copy_from_slice(&inbox.stdin[..count]);
-                inbox.stdin.drain(..count);
-                (count, inbox.stdin_ended && inbox.stdin.is_empty())
-            };
-            if count > 0 || is_over {
-                self.session.consumed(Stream::Stdin, count);
-                return Ok(count);
+                if self.used < self.taken.len() {
+                    return Ok(true);
+                }
+                self.taken.clear();
+                self.used = 0;
+                std::mem::swap(&mut self.taken, &mut inbox.stdin);
+                if !self.taken.is_empty() {
+                    return Ok(true);
+                }
+                if inbox.stdin_ended {
+                    return Ok(false);
+                }
             }
             self.session.wait(None);
         }
+    }
+}
+
+impl Read for Input<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.refill()? {
+            return Ok(0);
+        }
+        let rest = &self.taken[self.used..];
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        self.used += count;
+        self.session.consumed(Stream::Stdin, count);
+        Ok(count)
+    }
+}
+
+impl Drop for Input<'_> {
+    fn drop(&mut self) {
+        // As with what is still in the inbox when a session ends: nobody may wait for its room.
+        self.session.consumed(Stream::Stdin, self.taken.len() - self.used);
     }
 }
 

@@ -10,6 +10,9 @@ use super::frame::{Frame, FrameError, HEADER_LEN, Header, TRAILER_LEN, Token};
 
 /// What [`Decoder::space`] offers at least.
 const MIN_SPACE: usize = 16 * 1024;
+/// The beginning of a cut frame is moved to the front of the buffer while it is not longer than this: a pipe that
+/// delivers a page at a time would have most of a frame moved otherwise.
+const SHORT: usize = 4096;
 /// First size of the buffer.
 const FIRST_SIZE: usize = 64 * 1024;
 
@@ -122,10 +125,10 @@ impl Decoder {
         if self.start == self.end {
             self.clear();
         }
-        if self.buf.len() - self.end >= len {
+        let rest = self.end - self.start;
+        if self.buf.len() - self.end >= len && (self.start == 0 || rest > SHORT) {
             return;
         }
-        let rest = self.end - self.start;
         if self.buf.len() - rest >= len {
             self.buf.copy_within(self.start..self.end, 0);
         } else {
