@@ -48,6 +48,11 @@ pub enum Origin {
     Saved,
 }
 
+/// Everything that QEMU emulates, but for the promise that a repeated byte move is fast: kernels and C libraries then use it to move
+/// memory, and it is emulated byte by byte. Without it they move words, which made a copy of 256 MiB into a tmpfs of a guest 2.4 times
+/// as fast.
+const EMULATED_CPU: &str = "max,erms=off,fsrm=off";
+
 /// A path that cannot stand in QEMU's options.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the path {0:?} is not valid UTF-8, which QEMU's options need")]
@@ -77,7 +82,7 @@ pub fn args(launch: &Launch, host: HostFacts, origin: Origin) -> Result<Vec<OsSt
         }
         Accelerator::Tcg => {
             add("-accel", "tcg,thread=multi".to_owned());
-            add("-cpu", "max".to_owned());
+            add("-cpu", EMULATED_CPU.to_owned());
         }
     }
     add("-smp", launch.vcpus.to_string());
