@@ -235,10 +235,13 @@ pub(crate) fn safe(paths: &Paths) -> Result<(), CliError> {
 
 /// Connects; `None` where nobody listens.
 pub(crate) async fn connect(socket: &Path) -> Result<Option<Client>, CliError> {
-    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    // A daemon that is killed resets those that it had not accepted yet.
+    use std::io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound};
     match zlink::tokio::unix::connect(socket).await {
         Ok(connection) => Ok(Some(Client { connection })),
-        Err(Error::Io(error)) if matches!(error.kind(), NotFound | ConnectionRefused) => Ok(None),
+        Err(Error::Io(error)) if matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset) => {
+            Ok(None)
+        }
         Err(error) => Err(CliError::caused_by(
             ErrorCode::Internal,
             format!("cannot connect to the daemon at {}", socket.display()),

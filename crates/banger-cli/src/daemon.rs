@@ -17,7 +17,7 @@ use banger_sys::spawn::{Program, Session, Spawn, Spawned};
 use banger_sys::{command, env};
 use rustix::fs::{FlockOperation, flock, inotify};
 use rustix::io::Errno;
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
@@ -29,6 +29,9 @@ use crate::signals;
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Between the name of a socket and its first listen there is no event: look again after this.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// So often it is started where it is killed each time.
+const STARTS: u32 = 10;
 
 /// The daemon's executable: `BANGER_DAEMON`, else the one beside this program.
 pub(crate) fn executable() -> Result<PathBuf, CliError> {
@@ -48,12 +51,35 @@ pub(crate) fn executable() -> Result<PathBuf, CliError> {
     Err(report.hint("install bangerd beside banger, or set BANGER_DAEMON to its absolute path").into())
 }
 
-/// Starts the daemon in a session of its own and waits until it, or another that was quicker, answers.
+/// Starts the daemon in a session of its own and waits until it, or another that was quicker, answers. One that somebody
+/// kills meanwhile is started again.
 pub(crate) async fn start(paths: &Paths) -> Result<Client, CliError> {
-    start_program(paths, &executable()?).await
+    let executable = executable()?;
+    let mut starts = 1;
+    loop {
+        match start_program(paths, &executable).await {
+            Err(NoStart::Killed(_)) if starts < STARTS => starts += 1,
+            Err(NoStart::Killed(error) | NoStart::Failed(error)) => return Err(error),
+            Ok(client) => return Ok(client),
+        }
+    }
 }
 
-async fn start_program(paths: &Paths, executable: &Path) -> Result<Client, CliError> {
+/// Why no daemon answers.
+#[derive(Debug)]
+enum NoStart {
+    /// It was killed before it did (SIGKILL), or ended for another one that was. Another try may do better.
+    Killed(CliError),
+    Failed(CliError),
+}
+
+impl From<CliError> for NoStart {
+    fn from(error: CliError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+async fn start_program(paths: &Paths, executable: &Path) -> Result<Client, NoStart> {
     paths.prepare().map_err(|error| {
         CliError::caused_by(ErrorCode::PermissionDenied, "cannot make the daemon's directories", &error)
     })?;
@@ -79,7 +105,7 @@ async fn start_program(paths: &Paths, executable: &Path) -> Result<Client, CliEr
         }
         if !lives && !is_held(&paths.lock())? {
             let why = "it ended with status 0 before it answered, and no other one runs";
-            return Err(no_start(paths, log_end, why));
+            return Err(NoStart::Killed(no_start(paths, log_end, why)));
         }
         if Instant::now() >= deadline {
             let which = if lives {
@@ -88,7 +114,7 @@ async fn start_program(paths: &Paths, executable: &Path) -> Result<Client, CliEr
                 "another bangerd".to_owned()
             };
             let why = format!("{which} runs and did not answer within a minute");
-            return Err(no_start(paths, log_end, &why));
+            return Err(no_start(paths, log_end, &why).into());
         }
         tokio::select! {
             ready = watch.readable() => {
@@ -99,11 +125,18 @@ async fn start_program(paths: &Paths, executable: &Path) -> Result<Client, CliEr
                 lives = false;
                 let status = waitid(WaitId::PidFd(ended.get_ref().as_fd()), WaitIdOptions::EXITED)
                     .map_err(|error| io_error("cannot tell how the daemon ended")(error.into()))?;
+                let signal = status.as_ref().and_then(WaitIdStatus::terminating_signal);
                 // The loser of a race for the lock ends with 0, and the winner is about to answer.
-                match status.and_then(|status| status.exit_status()) {
-                    Some(0) => {}
-                    Some(code) => return Err(no_start(paths, log_end, &format!("it ended with status {code}"))),
-                    None => return Err(no_start(paths, log_end, "it was killed by a signal")),
+                match (status.and_then(|status| status.exit_status()), signal) {
+                    (Some(0), _) => {}
+                    (Some(code), _) => {
+                        return Err(no_start(paths, log_end, &format!("it ended with status {code}")).into());
+                    }
+                    (None, signal) => {
+                        let error = no_start(paths, log_end, "it was killed by a signal");
+                        let by_somebody = signal == Some(Signal::KILL.as_raw());
+                        return Err(if by_somebody { NoStart::Killed(error) } else { error.into() });
+                    }
                 }
             }
             () = tokio::time::sleep(LOOK_AGAIN) => {}
@@ -208,6 +241,26 @@ mod tests {
         }
     }
 
+    fn write_program(program: &Path, script: &str) {
+        std::fs::write(program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_is_killed_is_not_one_that_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("bangerd");
+        write_program(&program, "kill -KILL $$");
+        let error = start_program(&paths(dir.path()), &program).await.unwrap_err();
+        assert!(matches!(error, NoStart::Killed(_)), "{error:?}");
+        for (script, why) in [("exit 3", "status 3"), ("kill -SEGV $$", "killed by a signal")] {
+            write_program(&program, script);
+            let error = start_program(&paths(dir.path()), &program).await.unwrap_err();
+            assert!(matches!(error, NoStart::Failed(_)), "{error:?}");
+            assert!(format!("{error:?}").contains(why), "{error:?}");
+        }
+    }
+
     /// A minute of the clock that tokio stops while nothing happens, and much less of anybody's time.
     #[tokio::test(start_paused = true)]
     async fn a_daemon_that_hangs_is_waited_for_a_minute() {
@@ -216,8 +269,7 @@ mod tests {
         let program = dir.path().join("bangerd");
         let pipe = dir.path().join("pipe");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
-        std::fs::write(&program, format!("#!/bin/sh\nread x <{}\n", pipe.display())).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&program, &format!("read x <{}", pipe.display()));
         let error = start_program(&paths, &program).await.unwrap_err();
         let said = format!("{error:?}");
         assert!(said.contains("runs and did not answer within a minute"), "{said}");

@@ -7,6 +7,7 @@ use banger_proto::daemon::{Accepted, Empty, JobResult, Request, VmKey};
 use banger_proto::{ErrorCode, ErrorReport};
 use banger_sys::paths::Paths;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::de::DeserializeOwned;
 
 use crate::client::{CallError, Client};
 use crate::error::CliError;
@@ -67,6 +68,18 @@ impl<'a> Session<'a> {
     /// The ephemeral VM that this command holds.
     pub(crate) fn held(&self) -> Option<&VmKey> {
         self.lease.as_ref().map(|(vm, _)| vm)
+    }
+
+    /// Calls what changes nothing; of a daemon that ends meanwhile the next one is asked.
+    pub(crate) async fn ask<T: DeserializeOwned>(&mut self, request: Request) -> Result<T, CliError> {
+        let mut losses = 0;
+        loop {
+            match self.client.call(request.clone()).await {
+                Err(CallError::Lost) if losses < MAX_LOSSES => losses += 1,
+                answered => return Ok(answered?),
+            }
+            self.reconnect().await?;
+        }
     }
 
     /// Begins a job that may be asked for twice, and follows it to its result.

@@ -179,7 +179,7 @@ impl List {
     async fn run(self, context: &Context) -> Result<u8, CliError> {
         let ui = context.ui;
         let mut session = context.session().await?;
-        let list: ImageList = session.client.call(Request::ImageList {}).await?;
+        let list: ImageList = session.ask(Request::ImageList {}).await?;
         let missing = || {
             IMAGES.iter().filter(|recipe| !list.images.iter().any(|image| image.name.as_str() == recipe.name))
         };
@@ -217,7 +217,7 @@ impl List {
 impl Show {
     async fn run(self, context: &Context) -> Result<u8, CliError> {
         let mut session = context.session().await?;
-        let image: ImageInfo = session.client.call(Request::ImageShow { image: self.image }).await?;
+        let image: ImageInfo = session.ask(Request::ImageShow { image: self.image }).await?;
         print(context, &image, self.json)
     }
 }

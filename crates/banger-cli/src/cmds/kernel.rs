@@ -133,7 +133,7 @@ impl List {
     async fn run(self, context: &Context) -> Result<u8, CliError> {
         let ui = context.ui;
         let mut session = context.session().await?;
-        let list: KernelList = session.client.call(Request::KernelList { available: self.available }).await?;
+        let list: KernelList = session.ask(Request::KernelList { available: self.available }).await?;
         if self.json {
             let kernels = list.kernels.iter().map(doc::Kernel::from).collect();
             let available = list.available.into_iter().map(|(name, text)| (name.to_string(), text)).collect();
@@ -168,7 +168,7 @@ impl List {
 impl Show {
     async fn run(self, context: &Context) -> Result<u8, CliError> {
         let mut session = context.session().await?;
-        let kernel: KernelInfo = session.client.call(Request::KernelShow { kernel: self.kernel }).await?;
+        let kernel: KernelInfo = session.ask(Request::KernelShow { kernel: self.kernel }).await?;
         print(context, &kernel, self.json)
     }
 }

@@ -78,7 +78,7 @@ pub(crate) async fn drive(
         signalled: false,
         outcome: None,
     };
-    let mut stream = attach(session, vm, endpoint.channel.id()).await?;
+    let mut stream = attach(session, vm, endpoint.channel.id(), interrupts).await?;
     loop {
         match endpoint.converse(stream, interrupts).await? {
             Some(outcome) => return Ok(outcome),
@@ -305,9 +305,21 @@ fn unwritten(error: Errno) -> CliError {
     }
 }
 
-async fn attach(session: &mut Session<'_>, vm: &str, id: SessionId) -> Result<UnixStream, CliError> {
+async fn attach(
+    session: &mut Session<'_>,
+    vm: &str,
+    id: SessionId,
+    interrupts: &mut Interrupts,
+) -> Result<UnixStream, CliError> {
     let request = Request::SessionOpen { vm: vm.to_owned(), session: id };
-    connected(session.client.descriptor(request).await?)
+    match session.client.descriptor(request).await {
+        // Nothing has begun yet: the next daemon may begin it.
+        Err(CallError::Lost) => {
+            session.reconnect().await?;
+            attach_again(session, vm, id, interrupts).await
+        }
+        attached => connected(attached?),
+    }
 }
 
 fn connected(fd: std::os::fd::OwnedFd) -> Result<UnixStream, CliError> {

@@ -34,7 +34,7 @@ pub(crate) struct Show {
 impl List {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let mut session = context.session().await?;
-        let list: VmList = session.client.call(Request::VmList {}).await?;
+        let list: VmList = session.ask(Request::VmList {}).await?;
         if self.json {
             context.ui.json(&document(doc::Vms { vms: list.vms.iter().map(Into::into).collect() }))?;
             return Ok(0);
@@ -64,7 +64,7 @@ impl List {
 impl Show {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let mut session = context.session().await?;
-        let vm: VmInfo = session.client.call(Request::VmShow { vm: self.vm }).await?;
+        let vm: VmInfo = session.ask(Request::VmShow { vm: self.vm }).await?;
         if self.json {
             context.ui.json(&document(doc::OneVm { vm: (&vm).into() }))?;
             return Ok(0);

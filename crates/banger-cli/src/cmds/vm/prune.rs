@@ -43,7 +43,7 @@ impl Prune {
             ));
         }
         let mut session = context.session().await?;
-        let list: VmList = session.client.call(Request::VmList {}).await?;
+        let list: VmList = session.ask(Request::VmList {}).await?;
         let vms: Vec<VmInfo> = list.vms.into_iter().filter(goes).collect();
         if vms.is_empty() && !self.json {
             ui.status("no VM is created, stopped or in error");

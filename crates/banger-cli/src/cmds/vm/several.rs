@@ -71,7 +71,7 @@ async fn named(
 
 /// The VMs of these names as they are now, in that order; one that is named twice comes once.
 pub(super) async fn find(session: &mut Session<'_>, names: &[String]) -> Result<Vec<Found>, CliError> {
-    let list: VmList = session.client.call(Request::VmList {}).await?;
+    let list: VmList = session.ask(Request::VmList {}).await?;
     let key = |vm: &VmInfo| VmKey { id: vm.id.clone(), name: vm.name.clone() };
     let mut vms: Vec<Found> = Vec::new();
     for name in names {
