@@ -3,6 +3,7 @@
 //! What a machine cannot run is listed as ignored and named as *not run*.
 
 mod completion;
+mod chaos;
 mod contract;
 mod copy;
 mod daemon;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         exec::TESTS,
         copy::TESTS,
         daemon::TESTS,
+        chaos::TESTS,
         lifecycle::TESTS,
         job::TESTS,
         help::TESTS,

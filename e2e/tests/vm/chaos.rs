@@ -1,0 +1,244 @@
+//! The daemon killed at random, again and again, under a VM that is in use: who uses the VM gets everything, whole.
+//!
+//! Each of [`LOADS`] uses the VM in a thread of its own until the last kill, and then says what came of it. What must
+//! outlive the daemon and has no row there yet gets one.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail, ensure};
+use e2e::isolate;
+use e2e::world::{World, alive, code};
+
+use crate::Body;
+use crate::daemon::daemons;
+
+pub(crate) const TESTS: &[(&str, Body)] = &[("daemon_killed_50_times", killed_50_times)];
+
+/// How often it is killed.
+const KILLS: u32 = 50;
+/// How long a daemon lives at the most, in milliseconds: every other one dies about when it gets ready.
+const LIVES: [u64; 2] = [60, 1000];
+/// How long it may take until there is another one.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The seed of an earlier run, to be run again.
+const SEED: &str = "BANGER_TEST_SEED";
+/// Size of a file that is copied: a copy takes a good part of a daemon's life.
+const FILE: usize = 24 << 20;
+
+/// What uses the VM until the last kill. It says how much it did.
+type Load = fn(&World, &Over) -> anyhow::Result<String>;
+
+const LOADS: &[(&str, Load)] = &[
+    ("one exec", one_exec),
+    ("many execs", many_execs),
+    ("copies in", copies_in),
+    ("copies out", copies_out),
+];
+
+/// Whether the last kill is over, or a load has failed.
+#[derive(Default)]
+struct Over(AtomicBool);
+
+impl Over {
+    fn is(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn killed_50_times(world: &mut World) -> anyhow::Result<()> {
+    let seed = match std::env::var(SEED) {
+        Ok(seed) => seed.parse().context(SEED)?,
+        Err(_) => u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() & 0xffff_ffff)?,
+    };
+    eprintln!("daemon_killed_50_times: {SEED}={seed}");
+    world.small_vm("box")?;
+    fs::write(world.dir.join("tmp/out"), bytes(seed, FILE))?;
+    world.ok(&["vm", "cp", &path(world, "out")?, "box:/root/out"])?;
+    let uptime = |world: &World| -> anyhow::Result<f64> {
+        let text = world.exec("box", &["cat", "/proc/uptime"])?.text();
+        Ok(text.split_whitespace().next().context("no uptime")?.parse()?)
+    };
+    let (pid, began, up) = (world.vmm_pid("box")?, Instant::now(), uptime(world)?);
+    let told = storm(world, seed).with_context(|| format!("{SEED}={seed}"))?;
+    for file in ["in", "out"] {
+        fs::remove_file(world.dir.join("tmp").join(file))?;
+    }
+    eprintln!("daemon_killed_50_times: {told}");
+    // The VM is the same, and nothing of what ran in it is left.
+    ensure!(world.vmm_pid("box")? == pid && alive(pid), "the VM has another VMM");
+    ensure!(uptime(world)? - up > began.elapsed().as_secs_f64() / 2.0, "the guest was started again");
+    let left =
+        "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null; echo; done | grep -c '[e]cho got'";
+    ensure!(world.run(&["vm", "exec", "box", "--", "sh", "-c", left])?.text() == "0", "a command is left");
+    Ok(())
+}
+
+fn storm(world: &World, seed: u64) -> anyhow::Result<String> {
+    let over = Over::default();
+    std::thread::scope(|scope| {
+        let over = &over;
+        let loads: Vec<_> = LOADS
+            .iter()
+            .map(|(name, load)| {
+                let thread = scope.spawn(move || {
+                    let done = load(world, over);
+                    over.set();
+                    done
+                });
+                (name, thread)
+            })
+            .collect();
+        let killed = kills(seed, over);
+        over.set();
+        let mut told = vec![format!("killed {} times", *killed.as_ref().unwrap_or(&0))];
+        let mut failed = killed.err().map(|error| error.context("killing")).into_iter().collect::<Vec<_>>();
+        for (name, thread) in loads {
+            match thread.join().map_err(|_| anyhow::anyhow!("its thread panicked")).flatten() {
+                Ok(did) => told.push(format!("{name}: {did}")),
+                Err(error) => failed.push(error.context(*name)),
+            }
+        }
+        if !failed.is_empty() {
+            bail!("{}", failed.iter().map(|error| format!("{error:#}")).collect::<Vec<_>>().join("\n"));
+        }
+        ensure!(told[0].contains(&KILLS.to_string()), "{}", told[0]);
+        Ok(told.join("; "))
+    })
+}
+
+/// Kills every daemon that comes, some of them before they are ready.
+fn kills(seed: u64, over: &Over) -> anyhow::Result<u32> {
+    let mut random = Random(seed);
+    for done in 0..KILLS {
+        let deadline = Instant::now() + PATIENCE;
+        let pid = loop {
+            if over.is() {
+                return Ok(done);
+            }
+            if let Some(pid) = daemons().first() {
+                break *pid;
+            }
+            ensure!(Instant::now() < deadline, "nobody starts a daemon after {done} kills");
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        let life = LIVES[done as usize % LIVES.len()];
+        std::thread::sleep(Duration::from_millis(random.next() % life));
+        // One that came second has ended by itself.
+        if alive(pid) {
+            isolate::run("kill", &["-KILL", &pid.to_string()])?;
+        }
+        while alive(pid) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(KILLS)
+}
+
+/// One command from the first kill to beyond the last: each line of its input comes back once, and then its status.
+fn one_exec(world: &World, over: &Over) -> anyhow::Result<String> {
+    let script = "while read -r line; do echo \"got $line\"; done; exit 9";
+    let mut command = world.command(&["vm", "exec", "-i", "box", "--", "sh", "-c", script]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take().context("no stdin")?;
+    let stdout = BufReader::new(child.stdout.take().context("no stdout")?);
+    let mut stderr = child.stderr.take().context("no stderr")?;
+    let (sent, got) = std::thread::scope(|scope| {
+        let sent = scope.spawn(move || {
+            let mut sent = 0_u32;
+            while !over.is() {
+                if writeln!(stdin, "{sent}").is_err() {
+                    break;
+                }
+                sent += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            sent
+        });
+        let mut got = 0_u32;
+        for line in stdout.lines() {
+            let line = line?;
+            ensure!(line == format!("got {got}"), "{line:?} came instead of line {got}");
+            got += 1;
+        }
+        over.set();
+        Ok((sent.join().unwrap_or_default(), got))
+    })?;
+    let mut messages = String::new();
+    stderr.read_to_string(&mut messages)?;
+    let status = code(child.wait()?);
+    ensure!(status == 9 && sent == got, "status {status}, {got} of {sent} lines\n{messages}");
+    Ok(format!("{got} lines"))
+}
+
+/// Commands that begin while there is a daemon, and while there is none.
+fn many_execs(world: &World, over: &Over) -> anyhow::Result<String> {
+    let mut count = 0_u32;
+    while !over.is() {
+        let ran = world.run(&["vm", "exec", "box", "--", "sh", "-c", &format!("echo {count}; exit 7")])?;
+        let ran = ran.expect(7).with_context(|| format!("after {count}"))?;
+        ensure!(ran.text() == count.to_string(), "{:?} came instead of {count}", ran.text());
+        count += 1;
+    }
+    Ok(count.to_string())
+}
+
+fn copies_in(world: &World, over: &Over) -> anyhow::Result<String> {
+    let mut count = 0_u32;
+    while !over.is() {
+        let content = bytes(u64::from(count), FILE);
+        fs::write(world.dir.join("tmp/in"), &content)?;
+        world.ok(&["vm", "cp", &path(world, "in")?, "box:/root/in"])?;
+        let sum = world.exec("box", &["sha256sum", "/root/in"])?.text();
+        ensure!(sum.split(' ').next() == Some(&sha256(&content)), "copy {count} into the VM differs: {sum}");
+        count += 1;
+    }
+    Ok(count.to_string())
+}
+
+fn copies_out(world: &World, over: &Over) -> anyhow::Result<String> {
+    let mut count = 0_u32;
+    let content = fs::read(world.dir.join("tmp/out"))?;
+    while !over.is() {
+        world.ok(&["vm", "cp", "box:/root/out", &path(world, "back")?])?;
+        ensure!(fs::read(world.dir.join("tmp/back"))? == content, "copy {count} out of the VM differs");
+        fs::remove_file(world.dir.join("tmp/back"))?;
+        count += 1;
+    }
+    Ok(count.to_string())
+}
+
+fn path(world: &World, name: &str) -> anyhow::Result<String> {
+    Ok(world.dir.join("tmp").join(name).to_str().context("a path of the test")?.to_owned())
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Bytes that are the same for the same seed.
+fn bytes(seed: u64, count: usize) -> Vec<u8> {
+    let mut random = Random(seed);
+    (0..count / 8).flat_map(|_| random.next().to_le_bytes()).collect()
+}
+
+/// splitmix64: the storm of one seed is the same each time, as far as it depends on us.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
