@@ -25,7 +25,7 @@ use crate::port::{Owner, Pipe, Port};
 use crate::prepare::{Early, HandedOver};
 use crate::root::Root;
 use crate::{
-    booted, command, configure, connect, exec, files, log, machine, power, root, sshd, uevent, vsock,
+    booted, command, configure, connect, exec, files, log, machine, metrics, power, root, sshd, uevent, vsock,
 };
 
 /// The name of the virtio-serial port.
@@ -198,7 +198,12 @@ impl Agent {
     fn serve(&self, session: &Session, open: Open) {
         let outcome = match open {
             Open::Configure(config) => self.configure(&config),
-            Open::Health => machine::health(self.hub.sessions_besides(session.id())),
+            Open::Health => metrics::health(self.hub.sessions_besides(session.id())),
+            Open::Clock { set_unix_ns } => configure::clock(set_unix_ns),
+            Open::System => match self.in_root() {
+                Ok((init, _)) => booted::system(session, init),
+                Err(outcome) => outcome,
+            },
             Open::Exec(request) => match self.in_root() {
                 Ok((_, env)) => match exec::start(&request, &env) {
                     Ok(running) => match command::serve(running, session) {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use banger_proto::channel::Stream;
-use banger_proto::guest::{Booted, GuestFailureCode, GuestInit, Outcome, Progress};
+use banger_proto::guest::{Booted, GuestFailureCode, GuestInit, Outcome, Progress, SystemState};
 
 use crate::hub::Session;
 use crate::notice::Notice;
@@ -84,6 +84,29 @@ fn systemd(session: &Session, notice: Option<&Notice>) -> Waited {
     }
 }
 
+/// What the image's init says of its system now.
+pub(crate) fn system(session: &Session, init: GuestInit) -> Outcome {
+    let wanted = || session.inbox().end.is_none();
+    let state = |state: String, failed_units| Outcome::System(SystemState { state, failed_units });
+    match init {
+        GuestInit::Systemd => {
+            let said = helper::run(&["systemctl", "is-system-running"], TICK, wanted);
+            let said = said.and_then(|said| match said.text.trim() {
+                "degraded" => failed_units().map(|units| state("degraded".to_owned(), units)),
+                // It takes no requests yet.
+                "" => Ok(state("starting".to_owned(), Vec::new())),
+                word => Ok(state(word.to_owned(), Vec::new())),
+            });
+            said.unwrap_or_else(Outcome::Failed)
+        }
+        GuestInit::Other if is_open_rc() => match open_rc_level(Path::new(OPEN_RC)) {
+            level if level == "default" => state("running".to_owned(), Vec::new()),
+            level => state(level, Vec::new()),
+        },
+        GuestInit::Other | GuestInit::Agent => state("running".to_owned(), Vec::new()),
+    }
+}
+
 fn services() -> Vec<String> {
     let names = std::fs::read_dir(SERVICES).into_iter().flatten().flatten();
     let names = names.filter_map(|entry| entry.file_name().into_string().ok());
@@ -103,8 +126,7 @@ fn parse_units(text: &str) -> Vec<String> {
 /// OpenRC writes the new run level down a moment before it says that it starts the level's services (its src/openrc/rc.c),
 /// so two looks in a row have to find it done.
 fn open_rc(session: &Session) -> Waited {
-    let is_open_rc = ["/sbin/openrc", "/usr/sbin/openrc", "/usr/bin/openrc", "/bin/openrc"];
-    if !is_open_rc.iter().any(|path| std::fs::exists(path).unwrap_or(false)) {
+    if !is_open_rc() {
         return Ok(Booted { failed_units: Vec::new() });
     }
     let (mut known, mut done) = (String::new(), false);
@@ -121,6 +143,11 @@ fn open_rc(session: &Session) -> Waited {
         still_wanted(session)?;
         session.wait(Some(LOOK));
     }
+}
+
+fn is_open_rc() -> bool {
+    let programs = ["/sbin/openrc", "/usr/sbin/openrc", "/usr/bin/openrc", "/bin/openrc"];
+    programs.iter().any(|path| std::fs::exists(path).unwrap_or(false))
 }
 
 /// OpenRC's run level, with what is still done for it.

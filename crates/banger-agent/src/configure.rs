@@ -9,12 +9,12 @@ use std::os::fd::AsFd;
 use rustix::io::Errno;
 use rustix::time::{ClockId, Timespec};
 
-use banger_proto::guest::{GuestConfig, GuestNetwork};
+use banger_proto::guest::{GuestConfig, GuestNetwork, Outcome};
 use banger_sys::netif::Interface;
 
 use crate::error::{Doing, StepError};
 use crate::root::Root;
-use crate::{blocks, log};
+use crate::{blocks, exec, log};
 
 /// The largest file that is read to be changed, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -57,6 +57,16 @@ pub(crate) fn set_clock(unix_ns: u64) -> Result<(), StepError> {
     let tv_sec = i64::try_from(unix_ns / 1_000_000_000).map_err(|_| Errno::INVAL).doing(doing)?;
     let tv_nsec = i64::try_from(unix_ns % 1_000_000_000).map_err(|_| Errno::INVAL).doing(doing)?;
     rustix::time::clock_settime(ClockId::Realtime, Timespec { tv_sec, tv_nsec }).doing(doing)
+}
+
+/// Sets the wall clock where that is asked for, and says what it says.
+pub(crate) fn clock(set_unix_ns: Option<u64>) -> Outcome {
+    if let Some(error) = set_unix_ns.and_then(|unix_ns| set_clock(unix_ns).err()) {
+        return Outcome::Failed(exec::system(&error));
+    }
+    let Timespec { tv_sec, tv_nsec } = rustix::time::clock_gettime(ClockId::Realtime);
+    let part = |part: i64| u64::try_from(part).unwrap_or(0);
+    Outcome::Clock { unix_ns: part(tv_sec).saturating_mul(1_000_000_000).saturating_add(part(tv_nsec)) }
 }
 
 /// Credits the host's random bytes to the kernel's pool.

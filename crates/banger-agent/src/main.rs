@@ -23,6 +23,7 @@ mod hub;
 mod kmod;
 mod log;
 mod machine;
+mod metrics;
 mod mounts;
 mod notice;
 mod pid1;

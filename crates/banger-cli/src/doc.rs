@@ -1,10 +1,14 @@
 //! The documents of `--json`: what programs read. Fields are only ever added; a change of meaning raises
 //! [`SCHEMA_VERSION`]. Their JSON Schemas are in docs/schema, and a test compares.
 
+mod health;
+
 use banger_proto::daemon::{DaemonStatus, ImageInfo, JobInfo, KernelInfo, VmInfo};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeMap;
+
+pub(crate) use health::{HealthOfVms, Pinged};
 
 /// The version of all documents.
 pub(crate) const SCHEMA_VERSION: u32 = 1;
@@ -452,7 +456,7 @@ pub(crate) fn time(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
 }
 
-/// How long ago, for people: the two largest units.
+/// How long ago, for people.
 pub(crate) fn ago(seconds: i64) -> String {
     duration(Timestamp::now().as_second().saturating_sub(seconds))
 }

@@ -314,6 +314,16 @@ pub trait Guest: Send + Sync {
     async fn close(&self);
 }
 
+/// The host's wall clock.
+#[async_trait]
+pub trait WallClock: Send + Sync {
+    /// Nanoseconds since 1970; 0 where it says something earlier.
+    fn now_ns(&self) -> u64;
+    /// Returns when the clock was set, or the host went on after it was suspended, since the last call; the first call
+    /// begins to look. What is only made to run faster or slower is no step.
+    async fn stepped(&self) -> Result<(), ErrorReport>;
+}
+
 /// The files that one kernel boots with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootFiles {

@@ -8,6 +8,7 @@ use banger_proto::{ErrorCode, ErrorReport};
 use banger_sys::env;
 use banger_sys::paths::{Paths, from_home};
 
+use crate::clock::HostClock;
 use crate::disk::HostDisks;
 use crate::guest::Links;
 use crate::launch::Launcher;
@@ -29,6 +30,7 @@ pub fn ports(paths: &Paths, config: &Config) -> Result<Ports, ErrorReport> {
         vmm: choice::in_user_mode(config.vmm.value, Arc::new(Qemu::new(qemu))),
         disks: Arc::new(HostDisks::below(&paths.state)),
         guests: Arc::new(Links),
+        clock: Arc::new(HostClock::default()),
         contents: Arc::new(Library::open(paths, agent()?)?),
         network: plan::guest_network(),
         owner_key: owner_key(config)?,

@@ -74,6 +74,12 @@ pub enum Request {
     /// open while the VM exists: [`Empty`].
     #[serde(rename = "dev.banger.Daemon.VmLogs")]
     VmLogs { vm: String, follow: bool },
+    /// How a VM's guest is: [`VmHealth`](crate::health::VmHealth). One that does not run is no error: that is how it is.
+    #[serde(rename = "dev.banger.Daemon.VmHealth")]
+    VmHealth { vm: String },
+    /// The way to the guest's agent and back: [`Pong`](crate::health::Pong).
+    #[serde(rename = "dev.banger.Daemon.VmPing")]
+    VmPing { vm: String },
     /// Connects a client to a session of the VM's guest channel; the reply's fd 0 carries its frames
     /// (`channel`). Used again, with the same id, after the connection was lost: [`Empty`].
     #[serde(rename = "dev.banger.Daemon.SessionOpen")]

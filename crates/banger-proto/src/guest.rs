@@ -28,6 +28,14 @@ pub enum Open {
     Exec(ExecRequest),
     /// Asks how the guest is.
     Health,
+    /// Asks whether the guest's init finds its system in order.
+    System,
+    /// Sets the guest's wall clock where `set_unix_ns` is there, nanoseconds since 1970, and asks what it says. The
+    /// shortest way to the agent and back.
+    Clock {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        set_unix_ns: Option<u64>,
+    },
     /// Waits until the image's own init says that it is up; [`Progress`] tells of steps on stream 1.
     AwaitBoot,
     /// Grows the mounted root file system to the size of its disk.
@@ -176,6 +184,10 @@ pub enum Outcome {
     Exited { status: ExitStatus },
     /// The guest's health.
     Health(Health),
+    /// What the guest's init says.
+    System(SystemState),
+    /// What the guest's wall clock says now, nanoseconds since 1970.
+    Clock { unix_ns: u64 },
     /// The image's init is up.
     Booted(Booted),
     /// The root file system has this many bytes now.
@@ -238,8 +250,8 @@ impl ExitStatus {
     }
 }
 
-/// A picture of the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A picture of the guest. A field that an older agent does not fill is 0.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     /// Seconds since the guest's kernel started.
     pub uptime_s: u64,
@@ -255,6 +267,57 @@ pub struct Health {
     pub root_free: u64,
     /// Load average of the last minute, in thousandths.
     pub load_milli: u64,
+    /// The same of the last 5 and 15 minutes.
+    #[serde(default)]
+    pub load_5_milli: u64,
+    /// See `load_5_milli`.
+    #[serde(default)]
+    pub load_15_milli: u64,
+    /// CPUs that are switched on.
+    #[serde(default)]
+    pub cpus: u32,
+    /// What all of them together spent at work and idle since the guest's kernel started, milliseconds.
+    #[serde(default)]
+    pub cpu_busy_ms: u64,
+    /// See `cpu_busy_ms`.
+    #[serde(default)]
+    pub cpu_idle_ms: u64,
+    /// Processes.
+    #[serde(default)]
+    pub processes: u32,
+    /// Network interfaces but the loopback, [`Self::MAX_INTERFACES`] at the most.
+    #[serde(default)]
+    pub network: Vec<InterfaceCounters>,
+}
+
+impl Health {
+    /// So many network interfaces are told of: each container of a guest may have one.
+    pub const MAX_INTERFACES: usize = 32;
+}
+
+/// What a network interface of the guest has moved since it is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceCounters {
+    /// Its name.
+    pub name: String,
+    /// Bytes and packets received.
+    pub received_bytes: u64,
+    /// See `received_bytes`.
+    pub received_packets: u64,
+    /// Bytes and packets sent.
+    pub sent_bytes: u64,
+    /// See `sent_bytes`.
+    pub sent_packets: u64,
+}
+
+/// What the guest's init says of its system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemState {
+    /// `running`, or systemd's word for what it is instead, or OpenRC's run level. What has no word for it is running.
+    pub state: String,
+    /// Units that failed, where it is systemd.
+    #[serde(default)]
+    pub failed_units: Vec<String>,
 }
 
 /// A guest's ssh server.

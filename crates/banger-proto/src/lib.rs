@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod digest;
 pub mod error;
 pub mod guest;
+pub mod health;
 pub mod id;
 pub mod name;
 mod pick;

@@ -10,6 +10,7 @@ use banger_proto::daemon::{
     Accepted, DaemonStatus, Empty, Failure, ImageInfo, ImageList, InterfaceDescription, JobEvent, JobInfo,
     JobList, KernelInfo, KernelList, Request, ServiceInfo, VmInfo, VmList,
 };
+use banger_proto::health::{Pong, VmHealth};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -60,6 +61,8 @@ fn replies_keep_their_form() {
     round_trip::<KernelList>(replies("KernelList"));
     round_trip::<JobInfo>(replies("JobInfo"));
     round_trip::<JobList>(replies("JobList"));
+    round_trip::<Pong>(replies("Pong"));
+    round_trip::<VmHealth>(replies("VmHealth"));
     round_trip::<JobEvent>(replies("JobEvent"));
     round_trip::<Failure>(fixture("failures.jsonl"));
 }

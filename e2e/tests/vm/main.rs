@@ -11,6 +11,7 @@ mod exec;
 mod firecracker;
 mod guest;
 mod help;
+mod health;
 mod host;
 mod identity;
 mod job;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         systemd::TESTS,
         ssh::TESTS,
         guest::TESTS,
+        health::TESTS,
         pid1::TESTS,
         identity::TESTS,
         network::TESTS,

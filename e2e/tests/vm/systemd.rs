@@ -150,6 +150,8 @@ fn degraded(world: &mut World) -> anyhow::Result<()> {
     ensure!(e2e::world::find(&shown, "degraded") == Some(&serde_json::json!([FAILING_UNIT])), "{shown}");
     let shown = world.ok(&["vm", "show", DEGRADED_VM])?.text();
     ensure!(shown.lines().any(|line| line.starts_with("failed") && line.ends_with(FAILING_UNIT)), "{shown}");
+    let health = world.run(&["vm", "health", DEGRADED_VM])?.expect(1)?.text();
+    ensure!(health.contains(&format!("its system is degraded: {FAILING_UNIT} failed")), "{health}");
     in_order(&world.ok(&["vm", "stop", DEGRADED_VM])?)?;
     let shown = world.show(DEGRADED_VM)?;
     ensure!(e2e::world::find(&shown, "degraded") == Some(&serde_json::json!([])), "of a stopped VM: {shown}");

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use banger_daemon::ports::{Channel, Guest, Guests, LinkState, MachineExit, ProgressSink};
 use banger_proto::guest::{
     Booted, Configured, GuestFailure, GuestFailureCode, GuestInit, Health, Open, Outcome, PowerAction,
-    Progress,
+    Progress, SystemState,
 };
 use banger_proto::{ErrorCode, ErrorReport, SessionId, VmId};
 use tokio::net::UnixStream;
@@ -29,6 +29,8 @@ pub enum Temper {
     Refuses,
     /// It says that it shuts down, and does not.
     Stays,
+    /// Its clock does not let itself be set.
+    KeepsItsClock,
 }
 
 /// A daemon's link to a guest.
@@ -166,14 +168,15 @@ impl State {
             (Temper::Silent, _) => return Ok(None),
             (Temper::Hangs, open) if !matches!(open, Open::Configure(_)) => return Ok(None),
             (Temper::Refuses, _) => return Ok(Some(failed(GuestFailureCode::System, "it does not want to"))),
-            (Temper::Good | Temper::Hangs | Temper::Stays, _) => {}
+            (Temper::Good | Temper::Hangs | Temper::Stays | Temper::KeepsItsClock, _) => {}
         }
-        if !machine.configured && !matches!(open, Open::Configure(_) | Open::Health) {
+        if !machine.configured && !matches!(open, Open::Configure(_) | Open::Health | Open::Clock { .. }) {
             return Ok(Some(failed(GuestFailureCode::BadRequest, "the guest is not configured yet")));
         }
         Ok(Some(match open {
-            Open::Configure(_) => {
+            Open::Configure(config) => {
                 machine.configured = true;
+                machine.clock_ns = config.clock_unix_ns;
                 Outcome::Configured(Configured {
                     kernel_release: "0.0-fake".into(),
                     init: GuestInit::Systemd,
@@ -187,8 +190,18 @@ impl State {
                 memory_available: 1,
                 root_total: 1,
                 root_free: 1,
-                load_milli: 0,
+                ..Health::default()
             }),
+            Open::System => {
+                Outcome::System(SystemState { state: "running".into(), failed_units: Vec::new() })
+            }
+            Open::Clock { set_unix_ns } => {
+                let lies = temper == Temper::KeepsItsClock;
+                if let Some(unix_ns) = set_unix_ns.filter(|_| !lies) {
+                    machine.clock_ns = unix_ns;
+                }
+                Outcome::Clock { unix_ns: machine.clock_ns }
+            }
             Open::AwaitBoot => Outcome::Booted(Booted { failed_units: Vec::new() }),
             Open::GrowRoot => Outcome::Grown { bytes: self.root_size(pid) },
             Open::Shutdown { action } => {

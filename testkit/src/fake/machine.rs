@@ -20,6 +20,8 @@ pub(super) struct Machine {
     pub(super) paused: bool,
     /// Its guest was given its identity.
     pub(super) configured: bool,
+    /// What its guest's clock says, nanoseconds since 1970.
+    pub(super) clock_ns: u64,
     /// Its processes, which end with it.
     pub(super) pids: Vec<u32>,
     exit: watch::Sender<Option<MachineExit>>,
@@ -30,7 +32,7 @@ pub(super) struct Machine {
 impl Machine {
     pub(super) fn new(vm: VmId, dirs: VmDirs, pids: Vec<u32>) -> Self {
         let exit = watch::Sender::new(None);
-        Self { vm, dirs, paused: false, configured: false, pids, exit, follower: Weak::new() }
+        Self { vm, dirs, paused: false, configured: false, clock_ns: 0, pids, exit, follower: Weak::new() }
     }
 }
 

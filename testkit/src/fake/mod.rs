@@ -12,6 +12,7 @@
 //! ([`crate::contract`]), which the real one passes as well.
 
 mod checks;
+mod clock;
 mod contents;
 mod disks;
 mod guest;
@@ -38,6 +39,7 @@ pub use contents::{IMAGE, IMAGE_SIZE, KERNEL};
 pub use guest::Temper;
 pub use vmm::StartPoint;
 
+use clock::FakeClock;
 use contents::FakeContents;
 use disks::{Disk, FakeDisks};
 use guest::{FakeGuests, Link};
@@ -69,6 +71,8 @@ struct State {
     /// By the path that a VMM opens.
     disks: BTreeMap<PathBuf, Disk>,
     links: BTreeMap<u64, Link>,
+    /// What the host's wall clock says, nanoseconds since 1970, and how often it was set.
+    clock: (u64, u64),
     /// What no daemon may ever do, and one did.
     violations: Vec<String>,
     script: Script,
@@ -107,6 +111,7 @@ impl FakeWorld {
             machines: BTreeMap::new(),
             disks: BTreeMap::new(),
             links: BTreeMap::new(),
+            clock: (1_700_000_000_000_000_000, 0),
             violations: Vec::new(),
             script: Script::default(),
         };
@@ -158,6 +163,7 @@ impl FakeWorld {
             disks: Arc::new(FakeDisks::new(self)),
             guests: Arc::new(FakeGuests::new(self)),
             contents: Arc::new(FakeContents::new(self)),
+            clock: Arc::new(FakeClock::new(self)),
             network: GuestNetwork {
                 address: [198, 51, 100, 2].into(),
                 prefix: 24,
@@ -172,6 +178,30 @@ impl FakeWorld {
     /// How every guest behaves from now on.
     pub fn temper(&self, temper: Temper) {
         self.change(|state| state.script.temper = temper);
+    }
+
+    /// Lets time pass, on the clocks of all whose vCPUs run.
+    pub fn time_passes(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.change(|state| {
+            state.clock.0 = state.clock.0.saturating_add(nanos);
+            for machine in state.machines.values_mut().filter(|machine| !machine.paused) {
+                machine.clock_ns = machine.clock_ns.saturating_add(nanos);
+            }
+        });
+    }
+
+    /// Sets the host's wall clock forward: what somebody does, or a suspend.
+    pub fn step_clock(&self, by: Duration) {
+        let nanos = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+        self.change(|state| state.clock = (state.clock.0.saturating_add(nanos), state.clock.1 + 1));
+    }
+
+    /// What a VM's guest takes for the time, nanoseconds since 1970, and what it is.
+    pub fn clocks(&self, vm: &VmId) -> Option<(u64, u64)> {
+        let state = self.lock();
+        let machine = state.machines.get(&state.machine_of(vm)?)?;
+        Some((machine.clock_ns, state.clock.0))
     }
 
     /// How long a guest takes for each answer.

@@ -61,6 +61,33 @@ fn schemas_of_vms() {
 }
 
 #[test]
+fn schemas_of_health() {
+    use super::health::HealthOfVm;
+    use banger_proto::guest::{Health, InterfaceCounters, SystemState};
+    use banger_proto::health::{Pong, VmHealth};
+    let counters = InterfaceCounters {
+        name: "eth0".into(),
+        received_bytes: 1,
+        received_packets: 1,
+        sent_bytes: u64::MAX,
+        sent_packets: 1,
+    };
+    let health = VmHealth {
+        id: "0123456789ab".parse().unwrap(),
+        name: "box".parse().unwrap(),
+        state: VmState::Running,
+        problems: vec!["its system is degraded".into()],
+        agent: Some(Pong { round_trip_us: 300, clock_offset_ms: i64::MIN }),
+        system: Some(SystemState { state: "degraded".into(), failed_units: vec!["a.service".into()] }),
+        metrics: Some(Health { network: vec![counters], ..Health::default() }),
+    };
+    check("vm-health", HealthOfVms { vms: vec![HealthOfVm::from(&health)] });
+    let pinged =
+        Pinged { vm: "box".into(), sent: 2, received: 1, min_us: Some(1), avg_us: Some(1), max_us: Some(1) };
+    check("vm-ping", pinged);
+}
+
+#[test]
 fn schemas_of_images_and_kernels() {
     let image = || {
         Image::from(&ImageInfo {

@@ -6,8 +6,8 @@ use banger_proto::guest::{GuestConfig, GuestFile};
 use super::identity;
 use super::world::World;
 use crate::model::VmRecord;
+use crate::random;
 use crate::store::Durability;
-use crate::{clock, random};
 
 /// Bytes for the guest's entropy pool: what Linux asks for once to seed its generator is 32.
 const ENTROPY: usize = 64;
@@ -25,7 +25,7 @@ pub(super) async fn build(
     Ok(GuestConfig {
         hostname: vm.name.clone(),
         machine_id: vm.machine_id.clone(),
-        clock_unix_ns: clock::now_ns(),
+        clock_unix_ns: world.ports.clock.now_ns(),
         entropy: random::hex(&random::bytes::<ENTROPY>()?),
         network: vm.nat.then(|| world.ports.network.clone()),
         authorized_keys: vec![world.owner_key().await?],

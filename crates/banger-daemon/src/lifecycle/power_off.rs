@@ -36,12 +36,14 @@ pub(super) async fn ask(
 }
 
 /// What a guest said that does not want to.
-pub(super) fn words(outcome: &Outcome) -> String {
+pub(crate) fn words(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Failed(failure) => crate::console::printable(&failure.message),
         Outcome::Configured(_)
         | Outcome::Exited { .. }
         | Outcome::Health(_)
+        | Outcome::System(_)
+        | Outcome::Clock { .. }
         | Outcome::Booted(_)
         | Outcome::Grown { .. }
         | Outcome::ShuttingDown

@@ -3,7 +3,7 @@
 use banger_proto::ErrorReport;
 
 /// A report as one text, for the cause of a state.
-pub(super) fn sentence(error: &ErrorReport) -> String {
+pub(crate) fn sentence(error: &ErrorReport) -> String {
     std::iter::once(&error.message).chain(&error.causes).map(String::as_str).collect::<Vec<_>>().join(": ")
 }
 

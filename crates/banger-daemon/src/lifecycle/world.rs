@@ -12,7 +12,7 @@ use super::faults::Faults;
 use super::identity::{self, OwnerKey};
 use super::journal::Journal;
 use super::known_hosts::KnownHosts;
-use crate::ports::{Contents, Guests, RootDisks, VmDirs, Vmm};
+use crate::ports::{Contents, Guests, RootDisks, VmDirs, Vmm, WallClock};
 use crate::store::Store;
 
 /// What the daemon is made of.
@@ -25,6 +25,8 @@ pub struct Ports {
     pub guests: Arc<dyn Guests>,
     /// Images and kernels.
     pub contents: Arc<dyn Contents>,
+    /// What time it is.
+    pub clock: Arc<dyn WallClock>,
     /// What a guest with a network card is told.
     pub network: GuestNetwork,
     /// Whom VMs let in by ssh.

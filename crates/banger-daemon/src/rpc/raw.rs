@@ -47,6 +47,8 @@ pub(super) const METHODS: &[&str] = &[
     "dev.banger.Daemon.VmList",
     "dev.banger.Daemon.VmShow",
     "dev.banger.Daemon.VmLogs",
+    "dev.banger.Daemon.VmHealth",
+    "dev.banger.Daemon.VmPing",
     "dev.banger.Daemon.SessionOpen",
     "dev.banger.Daemon.ImageImport",
     "dev.banger.Daemon.ImageRegister",

@@ -82,6 +82,11 @@ impl Drivers {
         views
     }
 
+    /// Every driver's handle.
+    pub(super) fn handles(&self) -> Vec<Handle> {
+        self.lock().values().cloned().collect()
+    }
+
     /// The VM with this name, this id, or the only one whose id begins so.
     pub(super) fn find(&self, text: &str) -> Result<Handle, ErrorReport> {
         let handles = self.lock();
@@ -94,7 +99,7 @@ impl Drivers {
 
     /// Lets go of every VM.
     pub(super) async fn detach(&self) {
-        let handles: Vec<Handle> = self.lock().values().cloned().collect();
+        let handles = self.handles();
         let all = futures_util::future::join_all(handles.iter().map(Handle::detach));
         if tokio::time::timeout(DETACH, all).await.is_err() {
             tracing::warn!("an operation did not end in time; the next daemon finishes or undoes it");

@@ -4,8 +4,10 @@
 //! Long work is a job: the call validates, begins it and returns its id. Every failure is an [`ErrorReport`]
 //! that a user can act on.
 
+mod clocks;
 pub mod contents;
 pub(crate) mod drivers;
+mod health;
 mod image;
 mod kernel;
 mod logs;
@@ -39,6 +41,8 @@ pub struct Services {
     pulls: Arc<tokio::sync::Mutex<()>>,
     host_memory: ByteSize,
     started_at: i64,
+    /// Follows the host's clock, to the end of the daemon.
+    _clock: tokio::task::JoinSet<()>,
 }
 
 impl Services {
@@ -75,7 +79,9 @@ impl Services {
         reconcile::reconcile(&drivers, &library).await?;
         let host_memory = host_memory();
         let (pulls, started_at) = (Arc::default(), clock::now_s());
-        Ok(Arc::new(Self { drivers, jobs, library, pulls, host_memory, started_at }))
+        let mut clock = tokio::task::JoinSet::new();
+        clock.spawn(clocks::follow(drivers.clone()));
+        Ok(Arc::new(Self { drivers, jobs, library, pulls, host_memory, started_at, _clock: clock }))
     }
 
     /// Ends what is being made, writes down what is in flight and lets go of every VM; they run on. No call may follow.

@@ -9,7 +9,7 @@ use banger_proto::spec::Signal;
 use banger_proto::{ByteSize, ErrorCode, ErrorReport, SessionId, VmId, VmSpec, VmState};
 use tokio::net::UnixStream;
 
-use super::{Services, logs};
+use super::{Services, clocks, logs};
 use crate::jobs::Job;
 use crate::lifecycle::cancel::Cancel;
 use crate::lifecycle::driver::{Driver, Handle, View, What};
@@ -209,7 +209,16 @@ impl Services {
 
     /// `VmResume`.
     pub async fn vm_resume(&self, vm: &str) -> Result<Accepted, ErrorReport> {
-        self.vm_job(vm, JobKind::VmResume, What::Resume).await
+        let (handle, job, accepted) = self.vm_job_begun(vm, JobKind::VmResume).await?;
+        let world = self.drivers.world().clone();
+        tokio::spawn(async move {
+            let resumed = handle.call(What::Resume, job.clone(), job.cancel().clone()).await;
+            if resumed.is_ok() {
+                clocks::after_pause(&world, &handle).await;
+            }
+            finish(&world, resumed, &job).await;
+        });
+        Ok(accepted)
     }
 
     /// `VmDelete`.
@@ -271,21 +280,8 @@ impl Services {
     /// `SessionOpen`: the descriptor to send.
     pub async fn session_open(&self, vm: &str, session: SessionId) -> Result<OwnedFd, ErrorReport> {
         let handle = self.drivers.find(vm)?;
-        let record = handle.view().record;
-        let name = record.name;
-        let guest = match (record.state, handle.guest()) {
-            (VmState::Running, Some(guest)) => guest,
-            (VmState::Paused, _) => {
-                return Err(ErrorReport::new(ErrorCode::WrongState, format!("cannot reach VM '{name}'"))
-                    .cause("it is paused")
-                    .hint(format!("banger vm resume {name}")));
-            }
-            (state, _) => {
-                return Err(ErrorReport::new(ErrorCode::WrongState, format!("cannot reach VM '{name}'"))
-                    .cause(format!("it does not run: it is {state}"))
-                    .hint(format!("banger vm start {name}")));
-            }
-        };
+        let guest = handle.reachable()?;
+        let name = handle.view().record.name;
         let failed = |error: std::io::Error| {
             ErrorReport::caused_by(
                 ErrorCode::Internal,

@@ -11,7 +11,7 @@ use testkit::fake::{FakeWorld, Temper};
 use super::daemon::{Client, Daemon, NAME, options, spec, whole};
 
 /// A world with a daemon and one VM that runs.
-fn with_a_vm(test: impl AsyncFnOnce(&Client<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub(crate) fn with_a_vm(test: impl AsyncFnOnce(&Client<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let world = FakeWorld::new()?;
     let daemon = Daemon::open(&world)?;
     daemon.run(async |client| {
@@ -31,7 +31,7 @@ async fn runs(client: &Client<'_>) -> anyhow::Result<VmInfo> {
 }
 
 /// A refusal that names the way out.
-fn refused<T>(result: Result<T, ErrorReport>, code: ErrorCode, hint: &str) -> anyhow::Result<()> {
+pub(crate) fn refused<T>(result: Result<T, ErrorReport>, code: ErrorCode, hint: &str) -> anyhow::Result<()> {
     let error = result.err().context("it was not refused")?;
     let named = error.hints.iter().any(|said| said.contains(hint));
     ensure!(error.code == code && named && !error.causes.is_empty(), "{error:?}");

@@ -3,10 +3,12 @@
 mod cp;
 mod create;
 mod exec;
+mod health;
 mod lifecycle;
 mod list;
 mod logs;
 mod options;
+mod ping;
 mod proxy;
 mod prune;
 mod run;
@@ -55,6 +57,8 @@ pub(crate) enum Verb {
     Ssh(ssh::Ssh),
     Cp(cp::Cp),
     Proxy(proxy::Proxy),
+    Health(health::Health),
+    Ping(ping::Ping),
     Logs(logs::Logs),
 }
 
@@ -78,6 +82,8 @@ impl Verb {
             | Self::Show(_)
             | Self::Cp(_)
             | Self::Proxy(_)
+            | Self::Health(_)
+            | Self::Ping(_)
             | Self::Logs(_) => false,
         }
     }
@@ -101,6 +107,8 @@ impl Verb {
             Self::Ssh(ssh) => ssh.run(context).await,
             Self::Cp(cp) => cp.run(context).await,
             Self::Proxy(proxy) => proxy.run(context).await,
+            Self::Health(health) => health.run(context).await,
+            Self::Ping(ping) => ping.run(context).await,
             Self::Logs(logs) => logs.run(context).await,
         }
     }

@@ -165,6 +165,23 @@ impl Handle {
         lock(&self.live).guest.clone()
     }
 
+    /// The link to the agent of a VM that runs, or why there is none.
+    pub fn reachable(&self) -> Result<Arc<dyn Guest>, ErrorReport> {
+        let record = self.view().record;
+        let name = record.name;
+        let failed = ErrorReport::new(ErrorCode::WrongState, format!("cannot reach VM '{name}'"));
+        match (record.state, self.guest()) {
+            (VmState::Running, Some(guest)) => Ok(guest),
+            (VmState::Paused, _) => {
+                Err(failed.cause("it is paused").hint(format!("banger vm resume {name}")))
+            }
+            (state, _) => {
+                let failed = failed.cause(format!("it does not run: it is {state}"));
+                Err(failed.hint(format!("banger vm start {name}")))
+            }
+        }
+    }
+
     /// Asks for something and waits until it is done.
     pub async fn call(
         &self,
