@@ -169,6 +169,9 @@ pub fn kernel_command_line(host: HostFacts) -> String {
             if let Some(khz) = host.tsc_khz {
                 // Else the kernel calibrates the counter against an emulated timer and now and then spins for ever.
                 words.push(format!("tsc_early_khz={khz}"));
+                // Else the kernel compares it with jiffies, of which an emulated machine on a busy host loses many, takes
+                // the counter for the liar, and its clock goes by jiffies from then on: up to a third too slow.
+                words.push("tsc=reliable".to_owned());
             }
         }
         Accelerator::Kvm => {}
