@@ -21,6 +21,8 @@ use crate::{exec, helper};
 const SERVICES: &str = "/sys/fs/cgroup/system.slice";
 /// OpenRC's own directory (its librc).
 const OPEN_RC: &str = "/run/openrc";
+/// So many failed units are named.
+const MAX_UNITS: usize = 64;
 /// How often progress is looked for.
 const TICK: Duration = Duration::from_secs(1);
 /// systemd is asked, without its word that the boot is over, when no service has started for so long; and again and again
@@ -118,9 +120,13 @@ fn failed_units() -> Result<Vec<String>, banger_proto::guest::GuestFailure> {
     helper::run(&argv, TICK, || true).map(|said| parse_units(&said.text))
 }
 
-/// The first word of each line.
+/// The first word of each line, of as many as anybody wants to read.
 fn parse_units(text: &str) -> Vec<String> {
-    text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+    text.lines()
+        .take(MAX_UNITS)
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// OpenRC writes the new run level down a moment before it says that it starts the level's services (its src/openrc/rc.c),

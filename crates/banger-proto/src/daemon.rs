@@ -70,10 +70,15 @@ pub enum Request {
     /// One VM, by name, id or unambiguous prefix of the id: [`VmInfo`].
     #[serde(rename = "dev.banger.Daemon.VmShow")]
     VmShow { vm: String },
-    /// The console log, oldest byte first, on the descriptor of the reply (fd 0); with `follow` it stays
-    /// open while the VM exists: [`Empty`].
+    /// The console log, oldest byte first, or with `recent` its last lines, on the descriptor of the reply (fd 0); with
+    /// `follow` it stays open while the VM exists: [`Empty`].
     #[serde(rename = "dev.banger.Daemon.VmLogs")]
-    VmLogs { vm: String, follow: bool },
+    VmLogs {
+        vm: String,
+        follow: bool,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        recent: bool,
+    },
     /// How a VM's guest is: [`VmHealth`](crate::health::VmHealth). One that does not run is no error: that is how it is.
     #[serde(rename = "dev.banger.Daemon.VmHealth")]
     VmHealth { vm: String },

@@ -16,7 +16,11 @@ use e2e::world::{World, alive, code};
 use crate::Body;
 use crate::daemon::daemons;
 
-pub(crate) const TESTS: &[(&str, Body)] = &[("daemon_killed_50_times", killed_50_times)];
+pub(crate) const TESTS: &[(&str, Body)] =
+    &[("daemon_killed_50_times", killed_50_times), ("host_suspended_under_a_vm_in_use", suspended)];
+
+/// How long the host is suspended: longer than anybody waits for an answer that comes at once else.
+const SUSPENDED: Duration = Duration::from_secs(25);
 
 /// How often it is killed.
 const KILLS: u32 = 50;
@@ -59,29 +63,65 @@ fn killed_50_times(world: &mut World) -> anyhow::Result<()> {
         Err(_) => u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() & 0xffff_ffff)?,
     };
     eprintln!("daemon_killed_50_times: {SEED}={seed}");
-    world.small_vm("box")?;
-    fs::write(world.dir.join("tmp/out"), bytes(seed, FILE))?;
-    world.ok(&["vm", "cp", &path(world, "out")?, "box:/root/out"])?;
+    prepare(world)?;
     let uptime = |world: &World| -> anyhow::Result<f64> {
         let text = world.exec("box", &["cat", "/proc/uptime"])?.text();
         Ok(text.split_whitespace().next().context("no uptime")?.parse()?)
     };
     let (pid, began, up) = (world.vmm_pid("box")?, Instant::now(), uptime(world)?);
-    let told = storm(world, seed).with_context(|| format!("{SEED}={seed}"))?;
-    for file in ["in", "out"] {
-        fs::remove_file(world.dir.join("tmp").join(file))?;
-    }
+    let told = storm(world, |over| kills(seed, over)).with_context(|| format!("{SEED}={seed}"))?;
     eprintln!("daemon_killed_50_times: {told}");
     // The VM is the same, and nothing of what ran in it is left.
     ensure!(world.vmm_pid("box")? == pid && alive(pid), "the VM has another VMM");
     ensure!(uptime(world)? - up > began.elapsed().as_secs_f64() / 2.0, "the guest was started again");
+    nothing_left(world)
+}
+
+/// A host that is suspended and goes on, as far as its processes see it: daemon and VMM do nothing for a while. The wall
+/// clock of the machine under test is left alone; what a step of it leads to, the daemon's own tests show.
+fn suspended(world: &mut World) -> anyhow::Result<()> {
+    prepare(world)?;
+    let vmm = world.vmm_pid("box")?;
+    let told = storm(world, |over| {
+        std::thread::sleep(Duration::from_secs(3));
+        let daemon = *daemons().first().context("no daemon runs")?;
+        let signal = |signal: &str, pids: [i32; 2]| {
+            isolate::run("kill", &[signal, &pids[0].to_string(), &pids[1].to_string()])
+        };
+        for (stop, go_on) in [([daemon, vmm], [vmm, daemon]), ([vmm, daemon], [daemon, vmm])] {
+            signal("-STOP", stop)?;
+            std::thread::sleep(SUSPENDED);
+            ensure!(!over.is(), "a load did not outlast the suspend");
+            signal("-CONT", go_on)?;
+            std::thread::sleep(Duration::from_secs(3));
+        }
+        ensure!(daemons().first() == Some(&daemon) && alive(vmm), "the daemon or the VMM is another one");
+        Ok(format!("suspended twice for {} s", SUSPENDED.as_secs()))
+    })?;
+    eprintln!("host_suspended_under_a_vm_in_use: {told}");
+    world.ok(&["vm", "health", "box"])?;
+    nothing_left(world)
+}
+
+/// A VM with a file to copy out of it.
+fn prepare(world: &World) -> anyhow::Result<()> {
+    world.small_vm("box")?;
+    fs::write(world.dir.join("tmp/out"), bytes(1, FILE))?;
+    world.ok(&["vm", "cp", &path(world, "out")?, "box:/root/out"]).map(drop)
+}
+
+fn nothing_left(world: &World) -> anyhow::Result<()> {
+    for file in ["in", "out"] {
+        fs::remove_file(world.dir.join("tmp").join(file))?;
+    }
     let left =
         "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null; echo; done | grep -c '[e]cho got'";
     ensure!(world.run(&["vm", "exec", "box", "--", "sh", "-c", left])?.text() == "0", "a command is left");
     Ok(())
 }
 
-fn storm(world: &World, seed: u64) -> anyhow::Result<String> {
+/// Runs all loads while `trouble` is made, and says what they did.
+fn storm(world: &World, trouble: impl FnOnce(&Over) -> anyhow::Result<String>) -> anyhow::Result<String> {
     let over = Over::default();
     std::thread::scope(|scope| {
         let over = &over;
@@ -96,10 +136,12 @@ fn storm(world: &World, seed: u64) -> anyhow::Result<String> {
                 (name, thread)
             })
             .collect();
-        let killed = kills(seed, over);
+        let made = trouble(over);
         over.set();
-        let mut told = vec![format!("killed {} times", *killed.as_ref().unwrap_or(&0))];
-        let mut failed = killed.err().map(|error| error.context("killing")).into_iter().collect::<Vec<_>>();
+        let (mut told, mut failed) = match made {
+            Ok(made) => (vec![made], Vec::new()),
+            Err(error) => (Vec::new(), vec![error.context("making trouble")]),
+        };
         for (name, thread) in loads {
             match thread.join().map_err(|_| anyhow::anyhow!("its thread panicked")).flatten() {
                 Ok(did) => told.push(format!("{name}: {did}")),
@@ -109,20 +151,17 @@ fn storm(world: &World, seed: u64) -> anyhow::Result<String> {
         if !failed.is_empty() {
             bail!("{}", failed.iter().map(|error| format!("{error:#}")).collect::<Vec<_>>().join("\n"));
         }
-        ensure!(told[0].contains(&KILLS.to_string()), "{}", told[0]);
         Ok(told.join("; "))
     })
 }
 
 /// Kills every daemon that comes, some of them before they are ready.
-fn kills(seed: u64, over: &Over) -> anyhow::Result<u32> {
+fn kills(seed: u64, over: &Over) -> anyhow::Result<String> {
     let mut random = Random(seed);
     for done in 0..KILLS {
         let deadline = Instant::now() + PATIENCE;
         let pid = loop {
-            if over.is() {
-                return Ok(done);
-            }
+            ensure!(!over.is(), "a load did not outlast {done} kills");
             if let Some(pid) = daemons().first() {
                 break *pid;
             }
@@ -139,7 +178,7 @@ fn kills(seed: u64, over: &Over) -> anyhow::Result<u32> {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-    Ok(KILLS)
+    Ok(format!("killed {KILLS} times"))
 }
 
 /// One command from the first kill to beyond the last: each line of its input comes back once, and then its status.

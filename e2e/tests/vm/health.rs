@@ -1,20 +1,33 @@
-//! How guests are: `vm health` and `vm ping`, and the guest's clock.
+//! How guests are: `vm health`, `vm ping`, `vm console`, and the guest's clock.
 
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
-use e2e::world::{World, find};
+use e2e::world::{World, code, wait};
 use serde_json::Value;
 
 use crate::Body;
 
-pub(crate) const TESTS: &[(&str, Body)] =
-    &[("health_tells_what_is_not_in_order", health), ("health_clock_is_right_after_a_pause", clock)];
+pub(crate) const TESTS: &[(&str, Body)] = &[
+    ("health_tells_what_is_not_in_order", health),
+    ("health_clock_is_right_after_a_pause", clock),
+    ("console_follows_reboots_and_daemons_and_is_left", console),
+];
 
 /// What `vm health --json` says of one VM, which has this exit status.
 fn told(world: &World, name: &str, status: i32) -> anyhow::Result<Value> {
     let told = world.run(&["vm", "health", "--json", name])?.expect(status)?.json()?;
     Ok(told["vms"][0].clone())
+}
+
+fn says(told: &Value, problem: &str) -> anyhow::Result<()> {
+    let problems = told["problems"].as_array().context("no problems")?;
+    let says = |said: &Value| said.as_str().is_some_and(|said| said.contains(problem));
+    ensure!(problems.iter().any(says), "{problem} is not told: {told}");
+    Ok(())
 }
 
 fn health(world: &mut World) -> anyhow::Result<()> {
@@ -49,20 +62,12 @@ fn health(world: &mut World) -> anyhow::Result<()> {
     ensure!(refused.stderr.contains("banger vm start two"), "{}", refused.stderr);
     // A disk that is full, and a memory that is.
     world.run(&["vm", "exec", "one", "--", "sh", "-c", "cat /dev/zero >/fill"])?.expect(1)?;
-    let full = told(world, "one", 1)?;
-    ensure!(
-        full["problems"][0].as_str().is_some_and(|text| text.starts_with("its root disk is nearly full")),
-        "{full}"
-    );
+    says(&told(world, "one", 1)?, "its root disk is nearly full")?;
     world.exec("one", &["rm", "/fill"])?;
     let eaten = "mkdir /eaten; mount -t tmpfs -o size=100% none /eaten; \
         a=$(awk '/MemAvailable/ {print $2}' /proc/meminfo); head -c $(((a - 6000) * 1024)) /dev/zero >/eaten/all";
     world.exec("one", &["sh", "-c", eaten])?;
-    let eaten = told(world, "one", 1)?;
-    ensure!(
-        eaten["problems"][0].as_str().is_some_and(|text| text.starts_with("its memory is nearly")),
-        "{eaten}"
-    );
+    says(&told(world, "one", 1)?, "its memory is nearly used up")?;
     world.exec("one", &["umount", "/eaten"])?;
     told(world, "one", 0)?;
     // An agent that does not answer is waited for a bounded time.
@@ -82,8 +87,7 @@ fn clock(world: &mut World) -> anyhow::Result<()> {
     world.small_vm("box")?;
     let offset = |world: &World| -> anyhow::Result<i64> {
         let told = world.run(&["vm", "health", "--json", "box"])?.json()?;
-        let agent = find(&told["vms"][0], "agent").context("no agent")?.clone();
-        agent["clock_offset_ms"].as_i64().with_context(|| format!("no offset: {told}"))
+        told["vms"][0]["agent"]["clock_offset_ms"].as_i64().with_context(|| format!("no offset: {told}"))
     };
     ensure!(offset(world)?.abs() < 1000, "after its boot it is {} ms off", offset(world)?);
     let pause = |seconds: u64| -> anyhow::Result<()> {
@@ -96,8 +100,7 @@ fn clock(world: &mut World) -> anyhow::Result<()> {
     // Somebody in the guest lives in 1970, or in 2100.
     for (date, how) in [("@0", "days behind"), ("@4102444800", "days before")] {
         world.exec("box", &["date", "-s", date])?;
-        let health = told(world, "box", 1)?;
-        ensure!(health["problems"][0].as_str().is_some_and(|text| text.contains(how)), "{health}");
+        says(&told(world, "box", 1)?, how)?;
     }
     pause(0)?;
     told(world, "box", 0)?;
@@ -105,4 +108,55 @@ fn clock(world: &mut World) -> anyhow::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     ensure!(seen.abs_diff(now) < 60, "the guest says {seen} at {now}");
     Ok(())
+}
+
+/// `vm console` through a pseudo-terminal, over a reboot and a daemon that is killed, to `~.`.
+fn console(world: &mut World) -> anyhow::Result<()> {
+    world.small_vm("box")?;
+    let says =
+        |word: &str| world.exec("box", &["sh", "-c", &format!("echo said-{word} >/dev/console")]).map(drop);
+    says("before")?;
+    let mut command = Command::new("script");
+    let line = format!("{} vm console box", e2e::bin_dir().join("banger").display());
+    command.args(["-qfec", &line, "/dev/null"]);
+    world.dress(&mut command);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut keys = child.stdin.take().context("no stdin")?;
+    let mut output = child.stdout.take().context("no stdout")?;
+    let seen = Arc::new(Mutex::new(String::new()));
+    let all = Arc::clone(&seen);
+    let reader = std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(count @ 1..) = output.read(&mut piece) {
+            if let Ok(mut all) = all.lock() {
+                all.push_str(&String::from_utf8_lossy(&piece[..count]));
+            }
+        }
+    });
+    let shown = |word: &str| {
+        world.until(&format!("the console shows {word}"), || {
+            Ok(seen.lock().is_ok_and(|seen| seen.contains(word)))
+        })
+    };
+    shown("read-only")?;
+    shown("said-before")?;
+    says("after")?;
+    shown("said-after")?;
+    world.kill_daemon()?;
+    says("later")?;
+    shown("said-later")?;
+    world.ok(&["vm", "restart", "--wait", "agent", "box"])?;
+    says("again")?;
+    shown("said-again")?;
+    keys.write_all(b"typed\r~.")?;
+    let status = wait(&mut child, Duration::from_secs(30))?.context("it does not leave")?;
+    ensure!(code(status) == 0, "its status is {status}");
+    ensure!(reader.join().is_ok(), "the reader panicked");
+    // One that is deleted ends it.
+    let mut watch = world.command(&["vm", "console", "box"]).stdout(Stdio::null()).spawn()?;
+    std::thread::sleep(Duration::from_millis(500));
+    world.ok(&["vm", "delete", "-f", "box"])?;
+    let status = wait(&mut watch, Duration::from_secs(30))?.context("it does not end with its VM")?;
+    ensure!(code(status) == 0, "its status is {status}");
+    world.run(&["vm", "console", "box"])?.expect(1).map(drop)
 }

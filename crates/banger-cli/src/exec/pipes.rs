@@ -46,7 +46,7 @@ impl Input {
     }
 
     /// The next piece. Never returns where there is no input. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Feed {
+    pub(crate) async fn next(&mut self) -> Feed {
         match &mut self.0 {
             Some(receiver) => {
                 let died = || Feed::Failed("what was to be sent to the guest ended too early".to_owned());

@@ -79,7 +79,7 @@ impl Api {
             }
             Request::VmList {} => one(services.vm_list().await?),
             Request::VmShow { vm } => one(services.vm_show(&vm).await?),
-            Request::VmLogs { vm, follow } => with_fd(services.vm_logs(&vm, follow).await?),
+            Request::VmLogs { vm, follow, recent } => with_fd(services.vm_logs(&vm, follow, recent).await?),
             Request::VmHealth { vm } => one(services.vm_health(&vm).await?),
             Request::VmPing { vm } => one(services.vm_ping(&vm).await?),
             Request::SessionOpen { vm, session } => with_fd(services.session_open(&vm, session).await?),

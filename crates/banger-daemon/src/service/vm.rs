@@ -271,10 +271,11 @@ impl Services {
     }
 
     /// `VmLogs`: the descriptor to send.
-    pub async fn vm_logs(&self, vm: &str, follow: bool) -> Result<OwnedFd, ErrorReport> {
+    pub async fn vm_logs(&self, vm: &str, follow: bool, recent: bool) -> Result<OwnedFd, ErrorReport> {
         let handle = self.drivers.find(vm)?;
         let dirs = self.drivers.world().dirs(&handle.view().record.id);
-        logs::serve(&dirs.console_log(), follow.then(|| handle.watch()))
+        let from = if recent { logs::From::Recent } else { logs::From::Oldest };
+        logs::serve(&dirs.console_log(), from, follow.then(|| handle.watch()))
     }
 
     /// `SessionOpen`: the descriptor to send.

@@ -83,7 +83,7 @@ fn show(context: &Context, all: &[VmHealth]) -> Result<(), CliError> {
     }
     let headings =
         ["NAME", "STATE", "HEALTH", "AGENT", "SYSTEM", "CLOCK", "LOAD", "MEMORY", "DISK", "UPTIME"];
-    context.ui.table(&headings, &[3, 5, 6, 9], all.iter().map(|health| row(context, health)).collect())?;
+    context.ui.table(&headings, &[3, 5, 6, 9], all.iter().map(row).collect())?;
     for health in all {
         for problem in &health.problems {
             context.ui.line(format!("{}: {}", health.name, exec::printable(problem)))?;
@@ -92,10 +92,9 @@ fn show(context: &Context, all: &[VmHealth]) -> Result<(), CliError> {
     Ok(())
 }
 
-fn row(context: &Context, health: &VmHealth) -> Vec<String> {
+fn row(health: &VmHealth) -> Vec<String> {
     let none = || "-".to_owned();
-    let healthy = health.problems.is_empty();
-    let word = if healthy { "ok" } else { "not ok" };
+    let word = if health.problems.is_empty() { "ok" } else { "not ok" };
     let agent = health.agent.as_ref();
     let metrics = health.metrics.as_ref();
     let used = |total: u64, free: u64| {
@@ -104,7 +103,7 @@ fn row(context: &Context, health: &VmHealth) -> Vec<String> {
     vec![
         health.name.to_string(),
         health.state.to_string(),
-        context.ui.mark(Some(healthy), word),
+        word.to_owned(),
         agent.map_or_else(none, |agent| millis(agent.round_trip_us)),
         health.system.as_ref().map_or_else(none, |system| exec::printable(&system.state)),
         agent.map_or_else(none, |agent| clock(agent.clock_offset_ms)),

@@ -26,7 +26,10 @@ pub(crate) struct Logs {
 impl Logs {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let mut session = context.session().await?;
-        let log = session.client.descriptor(Request::VmLogs { vm: self.vm, follow: self.follow }).await?;
+        let log = session
+            .client
+            .descriptor(Request::VmLogs { vm: self.vm, follow: self.follow, recent: false })
+            .await?;
         let mut buffer = vec![0; 64 * 1024];
         loop {
             match rustix::io::read(&log, &mut buffer) {

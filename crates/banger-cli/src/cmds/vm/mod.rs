@@ -1,5 +1,6 @@
 //! `banger vm`
 
+mod console;
 mod cp;
 mod create;
 mod exec;
@@ -59,6 +60,7 @@ pub(crate) enum Verb {
     Proxy(proxy::Proxy),
     Health(health::Health),
     Ping(ping::Ping),
+    Console(console::Console),
     Logs(logs::Logs),
 }
 
@@ -82,6 +84,7 @@ impl Verb {
             | Self::Show(_)
             | Self::Cp(_)
             | Self::Proxy(_)
+            | Self::Console(_)
             | Self::Health(_)
             | Self::Ping(_)
             | Self::Logs(_) => false,
@@ -107,6 +110,7 @@ impl Verb {
             Self::Ssh(ssh) => ssh.run(context).await,
             Self::Cp(cp) => cp.run(context).await,
             Self::Proxy(proxy) => proxy.run(context).await,
+            Self::Console(console) => console.run(context).await,
             Self::Health(health) => health.run(context).await,
             Self::Ping(ping) => ping.run(context).await,
             Self::Logs(logs) => logs.run(context).await,

@@ -1,0 +1,102 @@
+//! `banger vm console`
+
+use std::os::fd::OwnedFd;
+
+use banger_proto::ErrorCode;
+use banger_proto::daemon::Request;
+use clap::Args;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+
+use crate::client::CallError;
+use crate::context::Context;
+use crate::error::{CliError, io_error};
+use crate::escape::Escape;
+use crate::exec::{Feed, Input, read_stdin};
+use crate::names;
+use crate::session::Session;
+use crate::signals::Interrupts;
+use crate::terminal::{self, RawMode};
+
+/// Watch a VM's serial console
+///
+/// Shows its last lines and then what the guest's kernel and init write, over restarts of the VM and of the daemon, until the
+/// VM is deleted. It is read-only: nothing in a guest reads its console. A shell is 'banger vm exec -it VM -- bash'. '~.' after
+/// Enter leaves, as Ctrl-C does.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  banger vm console box\n  banger vm console box | grep -m1 panic")]
+pub(crate) struct Console {
+    /// Name or id
+    #[arg(add = names::vms())]
+    vm: String,
+}
+
+impl Console {
+    pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        let mut interrupts = Interrupts::new()?;
+        let mut session = context.session().await?;
+        let vm = &self.vm;
+        let mut output = self.attach(&mut session).await?;
+        let keyboard = terminal::is_interactive();
+        if keyboard {
+            context.ui.note(format!(
+                "the console of {vm} is read-only, '~.' after Enter leaves; a shell: banger vm exec -it {vm} -- bash"
+            ));
+        }
+        let raw = if keyboard { Some(RawMode::enter()?) } else { None };
+        let mut keys = if keyboard { read_stdin() } else { Input::none() };
+        let (mut escape, mut buffer) = (Escape::default(), vec![0; 64 * 1024]);
+        loop {
+            tokio::select! {
+                read = output.read(&mut buffer) => match read.map_err(io_error("cannot read the console"))? {
+                    0 => match self.attach_again(&mut session).await? {
+                        Some(again) => output = again,
+                        None => break,
+                    },
+                    count => context.ui.raw(&buffer[..count])?,
+                },
+                key = keys.next() => match key {
+                    Feed::Bytes(typed) if escape.filter(&typed).leave || typed.contains(&CTRL_C) => break,
+                    Feed::Bytes(_) => {}
+                    Feed::End | Feed::Failed(_) => keys = Input::none(),
+                },
+                _ = interrupts.next() => break,
+            }
+        }
+        drop(raw);
+        if keyboard {
+            context.ui.status("");
+        }
+        Ok(0)
+    }
+
+    async fn attach(&self, session: &mut Session<'_>) -> Result<Receiver, CliError> {
+        match session.client.descriptor(self.request()).await {
+            Err(CallError::Lost) => {
+                session.reconnect().await?;
+                watch(session.client.descriptor(self.request()).await?)
+            }
+            attached => watch(attached?),
+        }
+    }
+
+    /// After its end: `None` where the VM is gone, and else it was the daemon that ended.
+    async fn attach_again(&self, session: &mut Session<'_>) -> Result<Option<Receiver>, CliError> {
+        session.reconnect().await?;
+        match self.attach(session).await {
+            Err(CliError::Failed(report)) if report.code == ErrorCode::NotFound => Ok(None),
+            attached => attached.map(Some),
+        }
+    }
+
+    fn request(&self) -> Request {
+        Request::VmLogs { vm: self.vm.clone(), follow: true, recent: true }
+    }
+}
+
+/// In raw mode the terminal makes no signal of it.
+const CTRL_C: u8 = 3;
+
+fn watch(output: OwnedFd) -> Result<Receiver, CliError> {
+    Receiver::from_owned_fd(output).map_err(io_error("cannot watch the console"))
+}
