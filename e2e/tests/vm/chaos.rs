@@ -1,17 +1,17 @@
 //! The daemon killed at random, again and again, under a VM that is in use: who uses the VM gets everything, whole.
 //!
-//! Each of [`LOADS`] uses the VM in a thread of its own until the last kill, and then says what came of it. What must
+//! Each of the loads uses the VM in a thread of its own until the last kill, and then says what came of it. What must
 //! outlive the daemon and has no row there yet gets one.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
-use e2e::isolate;
 use e2e::world::{World, alive, code};
+use e2e::{DEBIAN, KERNEL, isolate};
 
 use crate::Body;
 use crate::daemon::daemons;
@@ -36,12 +36,16 @@ const FILE: usize = 24 << 20;
 /// What uses the VM until the last kill. It says how much it did.
 type Load = fn(&World, &Over) -> anyhow::Result<String>;
 
+/// What a VM without sshd can bear.
 const LOADS: &[(&str, Load)] = &[
     ("one exec", one_exec),
     ("many execs", many_execs),
     ("copies in", copies_in),
     ("copies out", copies_out),
 ];
+
+/// What one with it can bear besides.
+const WITH_SSH: &[(&str, Load)] = &[("one ssh session", one_ssh)];
 
 /// Whether the last kill is over, or a load has failed.
 #[derive(Default)]
@@ -63,13 +67,19 @@ fn killed_50_times(world: &mut World) -> anyhow::Result<()> {
         Err(_) => u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() & 0xffff_ffff)?,
     };
     eprintln!("daemon_killed_50_times: {SEED}={seed}");
+    let debian = [
+        "vm", "create", "--name", "box", "--image", DEBIAN, "--kernel", KERNEL, "--memory", "1GiB",
+        "--no-nat",
+    ];
+    world.ok(&debian)?;
     prepare(world)?;
     let uptime = |world: &World| -> anyhow::Result<f64> {
         let text = world.exec("box", &["cat", "/proc/uptime"])?.text();
         Ok(text.split_whitespace().next().context("no uptime")?.parse()?)
     };
     let (pid, began, up) = (world.vmm_pid("box")?, Instant::now(), uptime(world)?);
-    let told = storm(world, |over| kills(seed, over)).with_context(|| format!("{SEED}={seed}"))?;
+    let told = storm(world, &[LOADS, WITH_SSH].concat(), |over| kills(seed, over))
+        .with_context(|| format!("{SEED}={seed}"))?;
     eprintln!("daemon_killed_50_times: {told}");
     // The VM is the same, and nothing of what ran in it is left.
     ensure!(world.vmm_pid("box")? == pid && alive(pid), "the VM has another VMM");
@@ -80,9 +90,10 @@ fn killed_50_times(world: &mut World) -> anyhow::Result<()> {
 /// A host that is suspended and goes on, as far as its processes see it: daemon and VMM do nothing for a while. The wall
 /// clock of the machine under test is left alone; what a step of it leads to, the daemon's own tests show.
 fn suspended(world: &mut World) -> anyhow::Result<()> {
+    world.small_vm("box")?;
     prepare(world)?;
     let vmm = world.vmm_pid("box")?;
-    let told = storm(world, |over| {
+    let told = storm(world, LOADS, |over| {
         std::thread::sleep(Duration::from_secs(3));
         let daemon = *daemons().first().context("no daemon runs")?;
         let signal = |signal: &str, pids: [i32; 2]| {
@@ -103,9 +114,8 @@ fn suspended(world: &mut World) -> anyhow::Result<()> {
     nothing_left(world)
 }
 
-/// A VM with a file to copy out of it.
+/// Puts a file into the VM that is to be copied out of it.
 fn prepare(world: &World) -> anyhow::Result<()> {
-    world.small_vm("box")?;
     fs::write(world.dir.join("tmp/out"), bytes(1, FILE))?;
     world.ok(&["vm", "cp", &path(world, "out")?, "box:/root/out"]).map(drop)
 }
@@ -115,17 +125,21 @@ fn nothing_left(world: &World) -> anyhow::Result<()> {
         fs::remove_file(world.dir.join("tmp").join(file))?;
     }
     let left =
-        "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null; echo; done | grep -c '[e]cho got'";
+        "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null; echo; done | grep -c '[e]cho .got'";
     ensure!(world.run(&["vm", "exec", "box", "--", "sh", "-c", left])?.text() == "0", "a command is left");
     Ok(())
 }
 
 /// Runs all loads while `trouble` is made, and says what they did.
-fn storm(world: &World, trouble: impl FnOnce(&Over) -> anyhow::Result<String>) -> anyhow::Result<String> {
+fn storm(
+    world: &World,
+    loads: &[(&'static str, Load)],
+    trouble: impl FnOnce(&Over) -> anyhow::Result<String>,
+) -> anyhow::Result<String> {
     let over = Over::default();
     std::thread::scope(|scope| {
         let over = &over;
-        let loads: Vec<_> = LOADS
+        let loads: Vec<_> = loads
             .iter()
             .map(|(name, load)| {
                 let thread = scope.spawn(move || {
@@ -183,8 +197,17 @@ fn kills(seed: u64, over: &Over) -> anyhow::Result<String> {
 
 /// One command from the first kill to beyond the last: each line of its input comes back once, and then its status.
 fn one_exec(world: &World, over: &Over) -> anyhow::Result<String> {
-    let script = "while read -r line; do echo \"got $line\"; done; exit 9";
-    let mut command = world.command(&["vm", "exec", "-i", "box", "--", "sh", "-c", script]);
+    one_command(world.command(&["vm", "exec", "-i", "box", "--", "sh", "-c", ECHO]), over)
+}
+
+/// The same through ssh, whose connection `vm proxy` carries.
+fn one_ssh(world: &World, over: &Over) -> anyhow::Result<String> {
+    one_command(world.command(&["vm", "ssh", "box", "--", "sh", "-c", ECHO]), over)
+}
+
+const ECHO: &str = "while read -r line; do echo \"got $line\"; done; exit 9";
+
+fn one_command(mut command: Command, over: &Over) -> anyhow::Result<String> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let mut stdin = child.stdin.take().context("no stdin")?;
     let stdout = BufReader::new(child.stdout.take().context("no stdout")?);
