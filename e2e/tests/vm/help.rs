@@ -37,7 +37,10 @@ enum End {
 fn end(example: &str) -> End {
     match example {
         _ if example.contains("image build") => End::NotRun("it takes Debian's archive and minutes"),
-        "banger vm logs -f box" | "banger daemon logs -f" => End::Interrupted,
+        "banger vm logs -f box"
+        | "banger daemon logs -f"
+        | "banger vm console box"
+        | "banger vm ping box" => End::Interrupted,
         // Each pulls from a mirror that says nothing.
         _ if example.contains("job attach") => End::Interrupted,
         "banger kernel pull debian-6.1" | "banger kernel pull --replace debian-6.1" => End::Interrupted,
@@ -239,6 +242,8 @@ const DOCUMENTS: &[(&[&str], &str)] = &[
     (&["ps"], "vm-list"),
     (&["vm", "list"], "vm-list"),
     (&["vm", "show", "first"], "vm-show"),
+    (&["vm", "health", "first"], "vm-health"),
+    (&["vm", "ping", "-c", "1", "first"], "vm-ping"),
     (&["vm", "pause", "first"], "vm-list"),
     (&["vm", "resume", "first"], "vm-list"),
     (&["vm", "restart", "first"], "vm-list"),

@@ -2,16 +2,16 @@
 //!
 //! What a machine cannot run is listed as ignored and named as *not run*.
 
-mod completion;
 mod chaos;
+mod completion;
 mod contract;
 mod copy;
 mod daemon;
 mod exec;
 mod firecracker;
 mod guest;
-mod help;
 mod health;
+mod help;
 mod host;
 mod identity;
 mod job;

@@ -24,7 +24,7 @@ use crate::terminal::{self, RawMode};
 /// VM is deleted. It is read-only: nothing in a guest reads its console. A shell is 'banger vm exec -it VM -- bash'. '~.' after
 /// Enter leaves, as Ctrl-C does.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Examples:\n  banger vm console box\n  banger vm console box | grep -m1 panic")]
+#[command(after_long_help = "Examples:\n  banger vm console box")]
 pub(crate) struct Console {
     /// Name or id
     #[arg(add = names::vms())]
@@ -46,28 +46,29 @@ impl Console {
         let raw = if keyboard { Some(RawMode::enter()?) } else { None };
         let mut keys = if keyboard { read_stdin() } else { Input::none() };
         let (mut escape, mut buffer) = (Escape::default(), vec![0; 64 * 1024]);
-        loop {
+        let code = loop {
             tokio::select! {
                 read = output.read(&mut buffer) => match read.map_err(io_error("cannot read the console"))? {
                     0 => match self.attach_again(&mut session).await? {
                         Some(again) => output = again,
-                        None => break,
+                        None => break 0,
                     },
                     count => context.ui.raw(&buffer[..count])?,
                 },
                 key = keys.next() => match key {
-                    Feed::Bytes(typed) if escape.filter(&typed).leave || typed.contains(&CTRL_C) => break,
+                    Feed::Bytes(typed) if typed.contains(&CTRL_C) => break INTERRUPTED,
+                    Feed::Bytes(typed) if escape.filter(&typed).leave => break 0,
                     Feed::Bytes(_) => {}
                     Feed::End | Feed::Failed(_) => keys = Input::none(),
                 },
-                _ = interrupts.next() => break,
+                _ = interrupts.next() => break INTERRUPTED,
             }
-        }
+        };
         drop(raw);
         if keyboard {
             context.ui.status("");
         }
-        Ok(0)
+        Ok(code)
     }
 
     async fn attach(&self, session: &mut Session<'_>) -> Result<Receiver, CliError> {
@@ -94,6 +95,8 @@ impl Console {
     }
 }
 
+/// The status of what Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
 /// In raw mode the terminal makes no signal of it.
 const CTRL_C: u8 = 3;
 

@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Measure the way to a VM's agent and back
 ///
 /// Asks once a second until Ctrl-C, or as often as -c says, and then prints the shortest, mean and longest time. No network is
-/// needed for it. The exit status is 0 where the agent answered at all and 1 where it never did.
+/// needed for it. The exit status is 0 where the agent answered at all, 1 where it never did, and 130 after Ctrl-C.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  banger vm ping box\n  banger vm ping -c 3 box")]
 pub(crate) struct Ping {
@@ -40,13 +40,14 @@ impl Ping {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let mut interrupts = Interrupts::new()?;
         let mut session = context.session().await?;
+        let mut interrupted = false;
         let (mut told, mut total) = (Pinged { vm: self.vm.clone(), ..Pinged::default() }, 0_u64);
         loop {
             told.sent += 1;
             let asked = tokio::select! {
                 asked = session.client.call::<Pong>(Request::VmPing { vm: self.vm.clone() }) => asked,
                 _ = interrupts.next() => {
-                    told.sent -= 1;
+                    (told.sent, interrupted) = (told.sent - 1, true);
                     break;
                 }
             };
@@ -80,11 +81,14 @@ impl Ping {
             }
             tokio::select! {
                 () = tokio::time::sleep(PAUSE) => {}
-                _ = interrupts.next() => break,
+                _ = interrupts.next() => {
+                    interrupted = true;
+                    break;
+                }
             }
         }
         told.avg_us = total.checked_div(told.received);
-        let code = u8::from(told.received == 0);
+        let code = if interrupted { 130 } else { u8::from(told.received == 0) };
         if self.json {
             context.ui.json(&document(told))?;
         } else {
