@@ -217,6 +217,12 @@ fn health_is_answered_and_archives_are_unpacked() {
     let mut agent = Agent::start();
     let id = agent.host.open(&Open::Health);
     assert!(matches!(agent.host.finish(id).outcome(), Outcome::Health(health) if health.sessions == 0));
+    let id = agent.host.open(&Open::System);
+    assert!(matches!(agent.host.finish(id).outcome(), Outcome::System(system) if system.state == "running"));
+    // Only asked: this is the clock of the machine that runs the test.
+    let id = agent.host.open(&Open::Clock { set_unix_ns: None });
+    let since_2023 = |ns: u64| ns > 1_700_000_000_000_000_000;
+    assert!(matches!(agent.host.finish(id).outcome(), Outcome::Clock { unix_ns } if since_2023(*unix_ns)));
     let dir = tempfile::tempdir().unwrap();
     let directory = dir.path().join("new/dir").to_str().unwrap().to_owned();
     let mut archive = tar::Builder::new(Vec::new());
