@@ -32,6 +32,8 @@ use crate::{
 const PORT_NAME: &str = "dev.banger.agent";
 /// Before all that is not asked for by the host (sched(7)).
 const NICENESS: i32 = -20;
+/// How long the host has to take what sessions said last, where the guest's init waits for the agent to end.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Stack of a session's thread, in bytes.
 const STACK: usize = 256 * 1024;
 
@@ -185,7 +187,14 @@ impl Owner for Sessions {
             Ok(Some(number)) if number == Signal::TERM.as_raw() => {
                 // In a thread: meanwhile the channel delivers what the sessions say last.
                 let agent = Arc::clone(&self.0);
-                drop(std::thread::spawn(move || power::on_terminate(&agent.hub)));
+                drop(std::thread::spawn(move || {
+                    let init = agent.in_root().ok().map(|(init, _)| init);
+                    if power::on_terminate(&agent.hub, init) {
+                        // What the sessions said last is on its way.
+                        std::thread::sleep(LAST_WORDS);
+                        std::process::exit(0);
+                    }
+                }));
             }
             Ok(_) => {}
             Err(error) => log::warn(format_args!("the agent cannot receive signals: {error}")),

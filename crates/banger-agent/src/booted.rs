@@ -110,9 +110,13 @@ pub(crate) fn system(session: &Session, init: GuestInit) -> Outcome {
 }
 
 fn services() -> Vec<String> {
-    let names = std::fs::read_dir(SERVICES).into_iter().flatten().flatten();
-    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter(|name| name.ends_with(".service")).collect()
+    names(Path::new(SERVICES)).filter(|name| name.ends_with(".service")).collect()
+}
+
+/// What is in a directory, if it is there.
+fn names(directory: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
 fn failed_units() -> Result<Vec<String>, banger_proto::guest::GuestFailure> {
@@ -136,6 +140,7 @@ fn open_rc(session: &Session) -> Waited {
         return Ok(Booted { failed_units: Vec::new() });
     }
     let (mut known, mut done) = (String::new(), false);
+    let mut started = BTreeSet::new();
     loop {
         let level = open_rc_level(Path::new(OPEN_RC));
         let done_before = std::mem::replace(&mut done, level == "default");
@@ -145,6 +150,11 @@ fn open_rc(session: &Session) -> Waited {
         if !done && level != known {
             tell(session, &format!("OpenRC: {level}"));
             known = level;
+        }
+        for service in names(&Path::new(OPEN_RC).join("started")) {
+            if started.insert(service.clone()) {
+                tell(session, &format!("{service} started"));
+            }
         }
         still_wanted(session)?;
         session.wait(Some(LOOK));

@@ -19,7 +19,8 @@ const MAX_LIST: u64 = 8 * 1024 * 1024;
 /// What programs expect the kernel to load on demand through modprobe: containers' file systems and networks.
 const WITHOUT_MODPROBE: [&str; 7] =
     ["overlay", "br_netfilter", "veth", "nf_tables", "nft_compat", "tun", "fuse"];
-const MODPROBES: [&str; 4] = ["/sbin/modprobe", "/usr/sbin/modprobe", "/bin/modprobe", "/usr/bin/modprobe"];
+/// What the kernel calls to have a module loaded (its Documentation/admin-guide/sysctl/kernel.rst, "modprobe").
+const HELPER: &str = "/proc/sys/kernel/modprobe";
 
 /// Loads the modules that the file `list` names, in its order: a path relative to the list's directory per
 /// line, then, after a space, the module's parameters.
@@ -35,10 +36,14 @@ pub(crate) fn load_list(list: &str) -> Result<(), StepError> {
     Ok(())
 }
 
-/// In a root without modprobe, loads what programs would have had loaded on demand, from the modules of `release`. What the
-/// kernel does not have is left out; a failure is told of and ends nothing.
+/// In a root where the kernel finds no modprobe, loads what programs would have had loaded on demand, from the modules of
+/// `release`: before the init is started, for its services may be those programs. What the kernel does not have is left
+/// out; a failure is told of and ends nothing.
 pub(crate) fn load_in_place_of_modprobe(root: &Root, release: &str) {
-    if MODPROBES.iter().any(|path| root.is_executable(path)) {
+    // A kernel without modules has no such file, and nothing to load.
+    let Ok(modprobe) = std::fs::read_to_string(HELPER) else { return };
+    // Only where the kernel looks for it: a busybox that has it as /bin/modprobe is never called.
+    if root.is_executable(modprobe.trim_end()) {
         return;
     }
     let directory = format!("/lib/modules/{release}");

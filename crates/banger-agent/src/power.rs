@@ -50,14 +50,16 @@ pub(crate) fn end_guest(session: &Session, init: GuestInit, action: PowerAction)
     }
 }
 
-/// SIGTERM: the supervisor, or an init that ends everything, says that the guest goes down.
-pub(crate) fn on_terminate(hub: &Hub) {
+/// SIGTERM: the supervisor, or an init that ends everything, says that the guest goes down. Whether the agent is to end,
+/// because the init waits for it.
+pub(crate) fn on_terminate(hub: &Hub, init: Option<GuestInit>) -> bool {
     let for_good = supervisor::shutting_down();
     log::note("ending all sessions");
     hub.end_sessions(None, for_good, SESSIONS_LIMIT);
     if for_good {
         end_companions();
     }
+    for_good && init == Some(GuestInit::Other)
 }
 
 /// Kills what sessions left behind in systemd's own control group: systemd waits for it.

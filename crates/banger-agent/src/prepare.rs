@@ -60,11 +60,14 @@ impl Early {
         };
         configure::apply_to_kernel(config, &mut warnings);
         configure::apply_to_root(&root, config, &mut warnings);
-        if let Some(release) = &config.modules_release
-            && let Err(error) = mounts::modules(&root, release)
-        {
-            log::warn(error.chain());
-            warnings.push(error.chain());
+        if let Some(release) = &config.modules_release {
+            match mounts::modules(&root, release) {
+                Ok(()) => kmod::load_in_place_of_modprobe(&root, release),
+                Err(error) => {
+                    log::warn(error.chain());
+                    warnings.push(error.chain());
+                }
+            }
         }
         if order.init == GuestInit::Systemd && notice.is_none() {
             match Notice::listen() {
@@ -77,13 +80,6 @@ impl Early {
             log::note("pid 1 was handed over before");
         }
         root.enter()?;
-        if let Some(release) = config.modules_release.clone() {
-            // Beside what the host asks for next, and after it where there is one processor.
-            drop(std::thread::spawn(move || {
-                at_leisure("loading modules");
-                kmod::load_in_place_of_modprobe(&root, &release);
-            }));
-        }
         Ok(HandedOver { init: order.init, warnings })
     }
 }

@@ -6,7 +6,8 @@
 //!
 //! The agent's name begins with '@', which systemd's last killing spree spares (systemd's "Storage Daemons for the Root
 //! File System"), so that it delivers the output of the sessions it ends. The supervisor's does not: the SIGTERM that
-//! it gets then is how the agent learns of the shutdown.
+//! it gets then is how the agent learns of the shutdown. Other inits know no such name: their scripts signal both, and wait
+//! for 10 s and more until both are gone (sysvinit's sendsigs). There the agent ends with the last session.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -139,9 +140,23 @@ fn forward_terminate(signals: &OwnedFd, agent: &Spawned) -> bool {
     }
 }
 
-/// Whether systemd is at the very end of a shutdown, where it waits for every process it signalled.
+/// Whether the image's init is at the end of a shutdown, where it waits for every process that was signalled.
 pub(crate) fn shutting_down() -> bool {
-    std::fs::read_to_string("/proc/1/comm").is_ok_and(|name| name.starts_with("systemd-shutdow"))
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    is_shutdown(
+        &read("/proc/1/comm"),
+        &read("/proc/1/cmdline"),
+        // As pid 1 sees it: the supervisor is still in the initrd.
+        &read("/proc/1/root/run/openrc/softlevel"),
+    )
+}
+
+/// systemd executes another program for it, sysvinit writes the run level that it enters into its command line (its
+/// src/init.c), and OpenRC has run levels of its own for it (Debian's calls one of them "off").
+fn is_shutdown(name: &str, command: &str, open_rc_level: &str) -> bool {
+    name.starts_with("systemd-shutdow")
+        || ["init [0]", "init [6]"].iter().any(|level| command.starts_with(level))
+        || ["shutdown", "reboot", "off"].contains(&open_rc_level.trim())
 }
 
 /// Whether pid 1 has closed its end of the pipe to the agent, at the latest after `limit`.
@@ -179,4 +194,20 @@ fn wait(fds: &[rustix::fd::BorrowedFd<'_>], limit: Option<Duration>) -> Result<(
 
 fn signal_of(status: &WaitIdStatus) -> String {
     status.terminating_signal().map_or_else(|| "unknown".to_owned(), |number| number.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_inits_shutdown_is_known() {
+        assert!(is_shutdown("systemd-shutdow\n", "/lib/systemd/systemd-shutdown\0reboot\0", ""));
+        assert!(is_shutdown("init\n", "init [6]  \0\0", ""));
+        assert!(is_shutdown("init\n", "init [0]", "default"));
+        assert!(is_shutdown("init\n", "/sbin/init", "shutdown\n"));
+        assert!(!is_shutdown("systemd\n", "/sbin/init", ""));
+        assert!(!is_shutdown("init\n", "init [2]  ", "default"));
+        assert!(!is_shutdown("init\n", "init boot", "sysinit"));
+    }
 }
