@@ -6,14 +6,13 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 
-use crate::{DEBIAN, DEGRADED_VM, EMPTY, FAILING_UNIT, KERNEL, NO_UDEV, TINY, isolate};
+use crate::{DEBIAN, KERNEL, NO_UDEV, roots};
 
 /// What the content depends on, relative to the repository.
 const SOURCES: &[&str] = &[
@@ -22,6 +21,7 @@ const SOURCES: &[&str] = &[
     "crates/banger-daemon/src/model.rs",
     "crates/banger-proto/src/catalog.rs",
     "e2e/src/cache.rs",
+    "e2e/src/roots.rs",
     "e2e/src/lib.rs",
 ];
 
@@ -77,22 +77,12 @@ fn fill(dir: &Path) -> anyhow::Result<()> {
     banger(dir, &["kernel", "pull", KERNEL])?;
     banger(dir, &["image", "build", DEBIAN])?;
     let ext4 = dir.join("synthetic.ext4");
-    without_udev(&only_image(dir)?, &ext4, dir)?;
+    roots::without_udev(&only_image(dir)?, &ext4, dir)?;
     register(dir, NO_UDEV, &ext4)?;
-    for (name, make) in [(TINY, tiny as fn(&Path) -> anyhow::Result<()>), (EMPTY, |_| Ok(()))] {
-        let root = dir.join(name);
-        fs::create_dir_all(&root)?;
-        make(&root)?;
-        let file = fs::File::create(&ext4)?;
-        file.set_len(64 << 20)?;
-        let mut mkfs = Command::new(isolate::find("mke2fs").context("mke2fs is not installed")?);
-        mkfs.args(["-q", "-t", "ext4", "-F", "-E", "root_owner=0:0", "-d"]).arg(&root).arg(&ext4);
-        let status = mkfs.status().context("running mke2fs")?;
-        if !status.success() {
-            bail!("mke2fs ended with {status}");
-        }
-        register(dir, name, &ext4)?;
-        fs::remove_dir_all(&root)?;
+    for root in roots::SYNTHETIC {
+        eprintln!("+ synthetic root {}", root.name);
+        root.make(&ext4, dir)?;
+        register(dir, root.name, &ext4)?;
     }
     Ok(())
 }
@@ -111,108 +101,6 @@ fn only_image(dir: &Path) -> anyhow::Result<PathBuf> {
         [image] => Ok(image.path().join("rootfs.ext4")),
         _ => bail!("{} images instead of one", images.len()),
     }
-}
-
-/// Copies Debian's file system to `ext4`, takes away what its package udev brought, and adds a unit that fails in a VM of
-/// one name. With debugfs: no mount, no root, and no second run of mmdebstrap.
-fn without_udev(debian: &Path, ext4: &Path, work: &Path) -> anyhow::Result<()> {
-    let mut copy = Command::new("cp");
-    let status = copy.arg("--sparse=always").arg(debian).arg(ext4).status().context("running cp")?;
-    if !status.success() {
-        bail!("copying {} failed", debian.display());
-    }
-    // An image in the store is read-only, its copy is to be changed.
-    fs::set_permissions(ext4, PermissionsExt::from_mode(0o600))?;
-    let list = debugfs(ext4, "cat /var/lib/dpkg/info/udev.list")?;
-    if !list.lines().any(|path| path == "/lib/systemd/systemd-udevd") {
-        bail!("the package udev has no udevd:\n{list}");
-    }
-    // What has something below it is a directory, or a link to one: /lib.
-    let is_file = |path: &&str| !list.lines().any(|other| other.starts_with(&format!("{path}/")));
-    let files = list.lines().filter(|path| *path != "/.").filter(is_file);
-    let mut commands: String = files.map(|path| format!("rm {path}\n")).collect();
-    let unit = work.join(FAILING_UNIT);
-    fs::write(
-        &unit,
-        format!("[Unit]\nConditionHost={DEGRADED_VM}\n[Service]\nType=oneshot\nExecStart=/bin/false\n"),
-    )?;
-    let installed = format!("/etc/systemd/system/{FAILING_UNIT}");
-    commands.push_str(&format!("write {} {installed}\n", unit.display()));
-    commands.push_str("cd /etc/systemd/system/multi-user.target.wants\n");
-    commands.push_str(&format!("symlink {FAILING_UNIT} {installed}\n"));
-    let script = work.join("debugfs-commands");
-    fs::write(&script, commands)?;
-    let mut change = debugfs_command()?;
-    let output = change.arg("-w").arg("-f").arg(&script).arg(ext4).output().context("running debugfs")?;
-    if !output.status.success() {
-        bail!("debugfs ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    }
-    fs::remove_file(&script)?;
-    fs::remove_file(&unit)?;
-    let left = debugfs(ext4, "ls -p /lib/systemd")?;
-    let wanted = debugfs(ext4, &format!("cat {installed}"))?;
-    if left.contains("udevd") || !wanted.contains("/bin/false") {
-        bail!("debugfs did not change {}", ext4.display());
-    }
-    Ok(())
-}
-
-fn debugfs_command() -> anyhow::Result<Command> {
-    Ok(Command::new(isolate::find("debugfs").context("debugfs is not installed")?))
-}
-
-/// What one request of debugfs prints. It says by its output alone whether it could do it.
-fn debugfs(ext4: &Path, request: &str) -> anyhow::Result<String> {
-    let output = debugfs_command()?.args(["-R", request]).arg(ext4).output().context("running debugfs")?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Debian's static busybox with a link for each of its applets, and nothing that could be an init.
-fn tiny(root: &Path) -> anyhow::Result<()> {
-    let work = tempfile::tempdir().context("making a directory")?;
-    // As root, apt gives up its rights to download; the directory is then not its to write to, and it says so.
-    let status = Command::new("apt-get")
-        .args(["-qq", "-o", "APT::Sandbox::User=root", "download", "busybox-static"])
-        .current_dir(work.path())
-        .stdin(Stdio::null())
-        .status()
-        .context("running apt-get")?;
-    if !status.success() {
-        bail!("apt-get download busybox-static ended with {status}");
-    }
-    let deb = fs::read_dir(work.path())?.next().context("apt-get downloaded nothing")??.path();
-    let unpacked = work.path().join("unpacked");
-    let status =
-        Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&unpacked).status().context("running dpkg-deb")?;
-    if !status.success() {
-        bail!("dpkg-deb ended with {status}");
-    }
-    for dir in [
-        "bin", "dev", "etc", "mnt", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/sbin", "var",
-    ] {
-        fs::create_dir_all(root.join(dir))?;
-    }
-    let found = ["bin/busybox", "usr/bin/busybox"]
-        .map(|path| unpacked.join(path))
-        .into_iter()
-        .find(|path| path.is_file());
-    let busybox = root.join("bin/busybox");
-    fs::copy(found.context("the package has no busybox")?, &busybox)?;
-    let applets = Command::new(&busybox).arg("--list").output().context("running busybox")?;
-    for applet in String::from_utf8_lossy(&applets.stdout).lines() {
-        // An init would take pid 1 over; these tests are about the agent staying there.
-        if !["init", "linuxrc", "busybox", ""].contains(&applet) {
-            symlink("/bin/busybox", root.join("bin").join(applet))?;
-        }
-    }
-    fs::write(
-        root.join("etc/passwd"),
-        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
-    )?;
-    fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
-    fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
-    fs::write(root.join("etc/os-release"), "ID=banger-test\nNAME=\"synthetic busybox root\"\n")?;
-    Ok(())
 }
 
 /// Runs `banger` with the template's directories, its messages to our stderr.

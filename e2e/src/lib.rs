@@ -4,6 +4,8 @@
 pub mod cache;
 pub mod help;
 pub mod isolate;
+pub mod pty;
+pub mod roots;
 pub mod world;
 
 use std::path::PathBuf;
@@ -19,6 +21,12 @@ pub const EMPTY: &str = "empty";
 /// Synthetic: [`DEBIAN`] without the files of its package udev, as roots made for containers are. It has a unit that
 /// fails, which starts in a VM named [`DEGRADED_VM`] alone.
 pub const NO_UDEV: &str = "synthetic-no-udev";
+/// Synthetic: [`TINY`] with busybox's init.
+pub const BUSYBOX_INIT: &str = "synthetic-busybox-init";
+/// Synthetic: Debian's minimum with sysvinit and its scripts, and without modprobe.
+pub const SYSVINIT: &str = "synthetic-sysvinit";
+/// Synthetic: Debian's minimum with OpenRC, started by busybox's init as in Alpine.
+pub const OPEN_RC: &str = "synthetic-openrc";
 /// See [`NO_UDEV`].
 pub const DEGRADED_VM: &str = "degraded";
 /// See [`NO_UDEV`].

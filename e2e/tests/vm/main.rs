@@ -14,6 +14,7 @@ mod health;
 mod help;
 mod host;
 mod identity;
+mod init;
 mod job;
 mod lifecycle;
 mod network;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         ssh::TESTS,
         guest::TESTS,
         health::TESTS,
+        init::TESTS,
         pid1::TESTS,
         identity::TESTS,
         network::TESTS,
@@ -78,7 +80,15 @@ fn main() -> ExitCode {
         host::TESTS,
     ]
     .concat();
-    let needs = [completion::NEEDS, refuse::NEEDS, user::NEEDS, host::NEEDS, firecracker::NEEDS].concat();
+    let needs = [
+        completion::NEEDS,
+        init::NEEDS,
+        refuse::NEEDS,
+        user::NEEDS,
+        host::NEEDS,
+        firecracker::NEEDS,
+    ]
+    .concat();
     let no_vms = isolate::why_not();
     let why_not = |name: &str| {
         let need = needs.iter().find(|(of, _)| *of == name);

@@ -27,7 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("banger-daemon", &["banger-proto", "banger-sys", "banger-config", "banger-image"]),
     ("banger-cli", &["banger-proto", "banger-sys", "banger-tree", "banger-config"]),
     ("testkit", &["banger-proto", "banger-sys", "banger-daemon"]),
-    ("e2e", &["testkit", "banger-proto", "banger-sys", "banger-daemon"]),
+    ("e2e", &["testkit", "banger-proto", "banger-sys", "banger-image", "banger-daemon"]),
     ("xtask", &[]),
 ];
 
