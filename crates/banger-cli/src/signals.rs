@@ -10,10 +10,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::error::{CliError, io_error};
 use crate::terminal;
 
-/// SIGINT, SIGTERM and SIGHUP. While this exists they do not end the process.
+/// SIGINT, SIGQUIT, SIGTERM and SIGHUP. While this exists they do not end the process.
 #[derive(Debug)]
 pub(crate) struct Interrupts {
     int: Signal,
+    quit: Signal,
     term: Signal,
     hup: Signal,
 }
@@ -23,6 +24,8 @@ pub(crate) struct Interrupts {
 pub(crate) enum Interrupt {
     /// Ctrl-C.
     Int,
+    /// Ctrl-\.
+    Quit,
     /// Somebody asks us to end.
     Term,
     /// The terminal is gone.
@@ -35,6 +38,7 @@ impl Interrupt {
         match self {
             Self::Hangup => 1,
             Self::Int => 2,
+            Self::Quit => 3,
             Self::Term => 15,
         }
     }
@@ -59,6 +63,7 @@ impl Interrupts {
         let take = |kind| signal(kind).map_err(io_error("cannot receive signals"));
         Ok(Self {
             int: take(SignalKind::interrupt())?,
+            quit: take(SignalKind::quit())?,
             term: take(SignalKind::terminate())?,
             hup: take(SignalKind::hangup())?,
         })
@@ -68,6 +73,7 @@ impl Interrupts {
     pub(crate) async fn next(&mut self) -> Interrupt {
         tokio::select! {
             Some(()) = self.int.recv() => Interrupt::Int,
+            Some(()) = self.quit.recv() => Interrupt::Quit,
             Some(()) = self.term.recv() => Interrupt::Term,
             Some(()) = self.hup.recv() => Interrupt::Hangup,
             // tokio keeps the streams open as long as the runtime lives.

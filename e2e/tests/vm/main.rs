@@ -23,6 +23,7 @@ mod refuse;
 mod run;
 mod ssh;
 mod systemd;
+mod terminal;
 mod trouble;
 mod user;
 
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
     let all: Vec<(&'static str, Body)> = [
         run::TESTS,
         exec::TESTS,
+        terminal::TESTS,
         copy::TESTS,
         daemon::TESTS,
         chaos::TESTS,

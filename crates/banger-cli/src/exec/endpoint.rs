@@ -13,10 +13,10 @@ use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
+use super::keyboard::{Job, Keyboard};
 use super::pipes::{Feed, Input, Outputs, Written};
 use crate::client::CallError;
 use crate::error::{CliError, io_error};
-use crate::escape::Escape;
 use crate::session::Session;
 use crate::signals::{Interrupt, Interrupts};
 use crate::terminal;
@@ -25,6 +25,8 @@ use crate::terminal;
 const OUT_OF_REACH: Duration = Duration::from_secs(60);
 /// Between two tries to attach again.
 const RETRY: Duration = Duration::from_millis(100);
+/// What is typed may run ahead of a guest that does not read by so many bytes: the escape is to be seen all the same.
+const TYPE_AHEAD: usize = 1 << 20;
 /// How long the last frame, which ends the session, may take to leave.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -40,8 +42,8 @@ pub(crate) struct Local {
     pub(super) output: Outputs,
     /// The guest has a terminal.
     pub(super) tty: bool,
-    /// Input is what somebody types, so the escape counts.
-    pub(super) keyboard: bool,
+    /// Input is what somebody types.
+    pub(super) keyboard: Option<Keyboard>,
     /// There is a command that signals can be sent to.
     pub(super) command: bool,
 }
@@ -49,7 +51,7 @@ pub(crate) struct Local {
 impl Local {
     /// For a session that copies, or carries a connection.
     pub(crate) const fn copying(input: Input, output: Outputs) -> Self {
-        Self { input, output, tty: false, keyboard: false, command: false }
+        Self { input, output, tty: false, keyboard: None, command: false }
     }
 }
 
@@ -71,20 +73,21 @@ pub(crate) async fn drive(
         channel,
         local,
         resize,
-        escape: Escape::default(),
         typed: Pending::default(),
         control: Pending::default(),
         input_ended: false,
         signalled: false,
         outcome: None,
     };
-    let mut stream = attach(session, vm, endpoint.channel.id(), interrupts).await?;
-    loop {
-        match endpoint.converse(stream, interrupts).await? {
-            Some(outcome) => return Ok(outcome),
-            None => stream = attach_again(session, vm, endpoint.channel.id(), interrupts).await?,
-        }
+    if endpoint.local.tty {
+        // It may have changed since it was asked for, before its changes were received.
+        endpoint.resize()?;
     }
+    let ended = endpoint.run(session, vm, interrupts).await;
+    if let (Some(keyboard), Err(_)) = (&endpoint.local.keyboard, &ended) {
+        keyboard.undo();
+    }
+    ended
 }
 
 /// Bytes on their way into a stream of the session that has no room for them yet.
@@ -108,7 +111,11 @@ impl Pending {
     }
 
     const fn is_empty(&self) -> bool {
-        self.taken == self.bytes.len()
+        self.len() == 0
+    }
+
+    const fn len(&self) -> usize {
+        self.bytes.len() - self.taken
     }
 }
 
@@ -116,7 +123,6 @@ struct Endpoint {
     channel: ClientSession,
     local: Local,
     resize: Signal,
-    escape: Escape,
     typed: Pending,
     control: Pending,
     input_ended: bool,
@@ -132,9 +138,53 @@ enum Step {
     Input(Feed),
     Interrupt(Interrupt),
     Resize,
+    Job(Job),
+}
+
+impl Local {
+    /// What the shell wants from us. Cancel-safe; never returns without a keyboard.
+    async fn job(keyboard: &mut Option<Keyboard>) -> Job {
+        match keyboard {
+            Some(keyboard) => keyboard.job().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Endpoint {
+    async fn run(
+        &mut self,
+        session: &mut Session<'_>,
+        vm: &str,
+        interrupts: &mut Interrupts,
+    ) -> Result<Outcome, CliError> {
+        let id = self.channel.id();
+        let mut stream = attach(session, vm, id, interrupts).await?;
+        loop {
+            if let Some(outcome) = self.converse(stream, interrupts).await? {
+                return Ok(outcome);
+            }
+            stream = tokio::select! {
+                attached = attach_again(session, vm, id, interrupts) => attached?,
+                Err(left) = self.type_ahead() => return Err(left),
+            };
+        }
+    }
+
+    /// Takes what is typed while the guest is out of reach. Returns only when the user wants out.
+    async fn type_ahead(&mut self) -> Result<std::convert::Infallible, CliError> {
+        while self.local.keyboard.is_some() && self.wants_input() {
+            let feed = self.local.input.next().await;
+            self.local_step(Step::Input(feed))?;
+        }
+        std::future::pending().await
+    }
+
+    const fn wants_input(&self) -> bool {
+        let ahead = if self.local.keyboard.is_some() { TYPE_AHEAD } else { 1 };
+        self.typed.len() < ahead && !self.input_ended && self.outcome.is_none()
+    }
+
     /// Goes on over this connection; `None` when it is lost.
     async fn converse(
         &mut self,
@@ -151,6 +201,7 @@ impl Endpoint {
                 self.leave(&stream, &mut outbox).await;
                 return Ok(Some(outcome));
             }
+            let wants_input = self.wants_input();
             let step = tokio::select! {
                 ready = stream.readable() => {
                     Step::Read(ready.and_then(|()| stream.try_read(decoder.space())))
@@ -159,10 +210,10 @@ impl Endpoint {
                     Step::Wrote(ready.and_then(|()| stream.try_write(outbox.bytes())))
                 }
                 written = self.local.output.next() => Step::Written(written),
-                feed = self.local.input.next(),
-                    if self.typed.is_empty() && !self.input_ended && self.outcome.is_none() => Step::Input(feed),
+                feed = self.local.input.next(), if wants_input => Step::Input(feed),
                 interrupt = interrupts.next() => Step::Interrupt(interrupt),
                 Some(()) = self.resize.recv(), if self.local.tty => Step::Resize,
+                job = Local::job(&mut self.local.keyboard) => Step::Job(job),
             };
             match step {
                 Step::Read(Ok(0)) => break,
@@ -215,6 +266,9 @@ impl Endpoint {
         match self.channel.on_frame(frame).map_err(|error| broken(&error))? {
             Some(ClientEvent::Data { stream, bytes, end }) => {
                 if !bytes.is_empty() {
+                    if let Some(keyboard) = &mut self.local.keyboard {
+                        keyboard.shown(bytes);
+                    }
                     self.local.output.write(stream, bytes);
                 }
                 if end {
@@ -241,12 +295,11 @@ impl Endpoint {
                 Ok(())
             }
             Step::Input(Feed::Failed(why)) => Err(CliError::failed(ErrorCode::Internal, why)),
-            Step::Input(Feed::Bytes(bytes)) if self.local.keyboard => {
-                let typed = self.escape.filter(&bytes);
-                self.typed.put(typed.send);
-                if typed.leave { Err(CliError::Interrupted("left with ~.".to_owned())) } else { Ok(()) }
-            }
             Step::Input(Feed::Bytes(bytes)) => {
+                let bytes = match &mut self.local.keyboard {
+                    Some(keyboard) => keyboard.typed(&bytes)?,
+                    None => bytes,
+                };
                 self.typed.put(bytes);
                 Ok(())
             }
@@ -257,7 +310,13 @@ impl Endpoint {
                 self.signalled = true;
                 self.send(&Control::Signal { number: interrupt.number() })
             }
-            Step::Resize => self.send(&Control::Resize { size: terminal::size() }),
+            Step::Resize => self.resize(),
+            Step::Job(job) => {
+                if let Some(keyboard) = &self.local.keyboard {
+                    keyboard.follow(job)?;
+                }
+                self.resize()
+            }
             Step::Read(_) | Step::Wrote(_) | Step::Written(Written::Bytes(..)) => Ok(()),
         }
     }
@@ -265,8 +324,15 @@ impl Endpoint {
     const fn ends_us(&self, interrupt: Interrupt) -> bool {
         match interrupt {
             Interrupt::Hangup => true,
-            Interrupt::Int | Interrupt::Term => self.local.tty || !self.local.command || self.signalled,
+            // A keyboard's own keys are the guest's, so these come from elsewhere.
+            Interrupt::Int | Interrupt::Term | Interrupt::Quit => {
+                self.local.keyboard.is_some() || !self.local.command || self.signalled
+            }
         }
+    }
+
+    fn resize(&mut self) -> Result<(), CliError> {
+        self.send(&Control::Resize { size: terminal::size() })
     }
 
     fn send(&mut self, control: &Control) -> Result<(), CliError> {

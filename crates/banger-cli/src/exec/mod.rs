@@ -3,14 +3,17 @@
 //! This process and the guest's agent are the two ends; the daemon passes frames on and holds nothing. So when the daemon
 //! dies, the session is attached again through the next one and goes on to the byte.
 //!
-//! Signals, while a command runs: with a terminal every key goes to the guest, and SIGTERM or SIGHUP here ends the
-//! session. Without one, the first SIGINT or SIGTERM is sent to the command, the second ends the session, as does SIGHUP at
-//! once, and each of them where files are copied. The end of a session kills what still runs in it.
+//! Signals, while a command runs: with a keyboard every key goes to the guest, and a signal that asks us to end ends the
+//! session. Without one, the first SIGINT, SIGQUIT or SIGTERM is sent to the command, the second ends the session, as does
+//! SIGHUP at once, and each of them where files are copied. The end of a session kills what still runs in it.
 
 mod endpoint;
+mod keyboard;
+mod modes;
 mod pipes;
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 
 use banger_proto::guest::{ExecRequest, GuestFailure, GuestFailureCode, Open, Outcome, TtyRequest};
 use banger_proto::{ErrorCode, ErrorReport};
@@ -18,10 +21,11 @@ use banger_proto::{ErrorCode, ErrorReport};
 pub(crate) use endpoint::{Local, drive};
 pub(crate) use pipes::{Captured, Feed, Input, Outputs, Pieces, read_stdin};
 
+use self::keyboard::Keyboard;
 use crate::error::CliError;
 use crate::session::Session;
 use crate::signals::Interrupts;
-use crate::terminal::{self, RawMode};
+use crate::terminal;
 use crate::ui::Ui;
 
 /// A command to run in a guest.
@@ -39,6 +43,17 @@ pub(crate) struct Command {
     pub(crate) stdin: bool,
 }
 
+/// Refuses a terminal for the guest whose input would be none: programs on a terminal wait for a person.
+pub(crate) fn refuse_terminal(tty: bool, stdin: bool) -> Result<(), CliError> {
+    if tty && stdin && !std::io::stdin().is_terminal() {
+        return Err(CliError::usage(
+            "-t with -i connects this terminal with the guest, and standard input is no terminal",
+            "leave -t out to pass standard input on as it is",
+        ));
+    }
+    Ok(())
+}
+
 /// Runs a command in a VM to its end. The result is the status for our own exit.
 pub(crate) async fn run(
     ui: Ui,
@@ -49,20 +64,22 @@ pub(crate) async fn run(
 ) -> Result<u8, CliError> {
     let name = command.argv.first().cloned().unwrap_or_else(|| "the shell".to_owned());
     let term = std::env::var("TERM").ok().filter(|term| !term.is_empty()).unwrap_or_else(|| "dumb".into());
+    let mut env = if command.tty { BTreeMap::from_iter(terminal::abilities()) } else { BTreeMap::new() };
+    env.extend(command.env);
     let open = Open::Exec(ExecRequest {
         argv: command.argv,
-        env: command.env,
+        env,
         cwd: command.cwd,
         tty: command.tty.then(|| TtyRequest { term, size: terminal::size() }),
         stdin: command.stdin,
     });
+    // Without -i nobody reads what is typed: the keys stay ours then, Ctrl-C above all.
+    let has_keyboard = command.tty && command.stdin && std::io::stdin().is_terminal();
+    let keyboard = if has_keyboard { Some(Keyboard::take(ui)?) } else { None };
     let input = if command.stdin { read_stdin() } else { Input::none() };
-    let raw = if command.tty && terminal::is_interactive() { Some(RawMode::enter()?) } else { None };
-    let local =
-        Local { input, output: Outputs::start(), tty: command.tty, keyboard: raw.is_some(), command: true };
-    let outcome = drive(session, vm, open, local, interrupts).await;
-    drop(raw);
-    match outcome? {
+    let local = Local { input, output: Outputs::start(), tty: command.tty, keyboard, command: true };
+    // The terminal is given back when `drive` returns.
+    match drive(session, vm, open, local, interrupts).await? {
         Outcome::Exited { status } => Ok(status.shell_code()),
         Outcome::Failed(failure) => Err(not_run(ui, &name, &failure)),
         other => Err(unexpected(&other)),

@@ -11,9 +11,9 @@ use crate::{names, parse};
 
 /// Run a command in a VM that runs
 ///
-/// Exit status, stdout and stderr are the command's. It survives a restart of the daemon. With -t every key goes to
-/// the guest, and '~.' after Enter leaves; without it, the first Ctrl-C is sent to the command and the second
-/// ends it.
+/// Exit status, stdout and stderr are the command's. It survives a restart of the daemon. With -it every key goes to
+/// the guest, and '~.' after Enter leaves ('~?' says more); otherwise the first Ctrl-C is sent to the command and the
+/// second ends it.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  \
     banger vm exec box -- systemctl status\n  \
@@ -42,6 +42,7 @@ pub(crate) struct Exec {
 
 impl Exec {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        exec::refuse_terminal(self.tty, self.interactive)?;
         let env = self.variables.read()?;
         let mut interrupts = Interrupts::new()?;
         let mut session = context.session().await?;

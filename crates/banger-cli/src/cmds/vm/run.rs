@@ -32,8 +32,8 @@ const DELETE_WITHIN: Duration = Duration::from_secs(60);
 ///
 /// Without a command it opens a shell; with '-- CMD' it runs that and ends with its exit status. With PATH the tracked files
 /// of that git repository are copied to /root/NAME first, and the command starts there. A missing default image or
-/// kernel is made first. With -t every key goes to the guest, and '~.' after Enter leaves; without it, the first
-/// Ctrl-C is sent to the command and the second ends it.
+/// kernel is made first. With -it every key goes to the guest, and '~.' after Enter leaves ('~?' says more); otherwise
+/// the first Ctrl-C is sent to the command and the second ends it.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  \
     banger vm run                            a shell in a fresh VM, which stays\n  \
@@ -143,6 +143,7 @@ impl Run {
                 "leave -i and -t out; 'banger vm exec -it NAME -- bash' opens a shell later",
             );
         }
+        exec::refuse_terminal(self.tty, self.interactive || self.command.is_empty())?;
         Ok(())
     }
 }
