@@ -9,6 +9,7 @@
 pub mod clock;
 pub mod console;
 pub mod disk;
+pub mod doctor;
 pub mod guest;
 pub mod jobs;
 pub mod keeper;

@@ -1,11 +1,13 @@
-//! `bangerd`: the daemon, and the two hidden modes of the processes that it starts.
+//! `bangerd`: the daemon, what it says of its store when it does not run, and the two hidden modes of the processes that
+//! it starts.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use banger_daemon::lock::LockError;
 use banger_daemon::server::{self, ServerError};
-use banger_daemon::{keeper, launch, wiring};
+use banger_daemon::{doctor, keeper, launch, wiring};
+use banger_sys::paths::Paths;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -18,9 +20,29 @@ fn main() -> ExitCode {
             println!("bangerd {} ({commit})", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
+        Some(Some("--doctor")) => examine(),
         Some(_) => {
-            eprintln!("usage: bangerd    (it takes no arguments; `banger` starts it when it is needed)");
+            eprintln!("usage: bangerd [--doctor | --version]    (`banger` starts it when it is needed)");
             ExitCode::from(2)
+        }
+    }
+}
+
+/// The findings as one JSON array: `banger doctor` shows them among its own.
+fn examine() -> ExitCode {
+    let found = Paths::for_user().map(|paths| serde_json::to_string_pretty(&doctor::look(&paths)));
+    match found {
+        Ok(Ok(text)) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Ok(Err(error)) => {
+            eprintln!("bangerd: cannot write down what was found: {error}");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("bangerd: {}", banger_proto::error::chain(&error).join(": "));
+            ExitCode::FAILURE
         }
     }
 }

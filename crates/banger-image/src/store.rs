@@ -85,6 +85,11 @@ impl Store {
         Ok(store)
     }
 
+    /// The store below `root` for looking only: nothing is made.
+    pub fn existing(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
     /// Removes what a crash left in staging, and says how many pieces. Only the holder of the daemon's lock
     /// may call this, and only before it begins to build.
     pub fn sweep(&self) -> Result<usize, StoreError> {

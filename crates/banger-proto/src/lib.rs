@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod channel;
 pub mod daemon;
 pub mod digest;
+pub mod doctor;
 pub mod error;
 pub mod guest;
 pub mod health;

@@ -82,15 +82,8 @@ fn main() -> ExitCode {
         host::TESTS,
     ]
     .concat();
-    let needs = [
-        completion::NEEDS,
-        init::NEEDS,
-        refuse::NEEDS,
-        user::NEEDS,
-        host::NEEDS,
-        firecracker::NEEDS,
-    ]
-    .concat();
+    let needs = [completion::NEEDS, init::NEEDS, refuse::NEEDS, user::NEEDS, host::NEEDS, firecracker::NEEDS]
+        .concat();
     let no_vms = isolate::why_not();
     let why_not = |name: &str| {
         let need = needs.iter().find(|(of, _)| *of == name);

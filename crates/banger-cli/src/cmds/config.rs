@@ -1,6 +1,6 @@
 //! `banger config`
 
-use banger_config::{Config, Setting};
+use banger_config::{Config, Origin, Setting};
 use clap::{Args, Subcommand};
 use std::collections::BTreeMap;
 
@@ -69,6 +69,16 @@ impl Show {
         context.ui.table(&["KEY", "VALUE", "FROM"], &[], rows)?;
         Ok(0)
     }
+}
+
+/// The keys whose values come from the file.
+pub(super) fn set_by_file(config: &Config) -> Vec<&'static str> {
+    let others = [Origin::Flag, Origin::Host, Origin::BuiltIn].map(|origin| origin.to_string());
+    settings(config)
+        .into_iter()
+        .filter(|(_, doc)| !others.contains(&doc.origin))
+        .map(|(key, _)| key)
+        .collect()
 }
 
 fn settings(config: &Config) -> Vec<(&'static str, SettingDoc)> {

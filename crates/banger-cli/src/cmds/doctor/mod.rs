@@ -1,12 +1,17 @@
-//! `banger doctor`: what this host lacks, and the step that mends it. It changes nothing and starts nothing.
+//! `banger doctor`: what this host lacks, and the step that mends it. It changes nothing, and starts nothing that stays.
 
 mod checks;
+mod host;
+mod places;
+mod store;
+mod vmms;
 
+use banger_proto::doctor::{Finding, Verdict};
 use clap::Args;
 
 use crate::context::Context;
 use crate::doc::{self, CheckDoc, document};
-use crate::error::CliError;
+use crate::error::{CliError, Line};
 
 /// Check this host, and say how to mend what it lacks
 ///
@@ -17,37 +22,6 @@ pub(crate) struct Doctor {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-/// How a check ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Fine,
-    Warning,
-    Failed,
-}
-
-/// One check.
-#[derive(Debug)]
-struct Check {
-    id: &'static str,
-    verdict: Verdict,
-    message: String,
-    mend: Option<String>,
-}
-
-impl Check {
-    fn fine(id: &'static str, message: impl Into<String>) -> Self {
-        Self { id, verdict: Verdict::Fine, message: message.into(), mend: None }
-    }
-
-    fn warning(id: &'static str, message: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { id, verdict: Verdict::Warning, message: message.into(), mend: Some(mend.into()) }
-    }
-
-    fn failed(id: &'static str, message: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { id, verdict: Verdict::Failed, message: message.into(), mend: Some(mend.into()) }
-    }
 }
 
 impl Doctor {
@@ -61,7 +35,7 @@ impl Doctor {
         } else {
             for check in &checks {
                 let (good, word) = match check.verdict {
-                    Verdict::Fine => (Some(true), "ok  "),
+                    Verdict::Ok => (Some(true), "ok  "),
                     Verdict::Warning => (None, "warn"),
                     Verdict::Failed => (Some(false), "FAIL"),
                 };
@@ -75,11 +49,20 @@ impl Doctor {
     }
 }
 
-fn described(check: Check) -> CheckDoc {
+fn described(check: Finding) -> CheckDoc {
     let result = match check.verdict {
-        Verdict::Fine => "ok",
+        Verdict::Ok => "ok",
         Verdict::Warning => "warning",
         Verdict::Failed => "failed",
     };
-    CheckDoc { id: check.id.to_owned(), result: result.to_owned(), message: check.message, mend: check.mend }
+    CheckDoc { id: check.id, result: result.to_owned(), message: check.message, mend: check.mend }
+}
+
+/// An error in one line.
+fn told(error: &CliError) -> String {
+    let text = |line| match line {
+        Line::Error(text) | Line::Cause(text) | Line::Plain(text) => Some(text),
+        Line::Hint(_) | Line::Operation(_) => None,
+    };
+    error.lines().into_iter().filter_map(text).collect::<Vec<_>>().join(": ")
 }
