@@ -6,10 +6,12 @@
 //! held here no daemon begins.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use banger_config::Config;
+use banger_image::store::StoreError as LibraryError;
 use banger_proto::doctor::Finding;
 use banger_proto::{VmId, VmState};
 use banger_sys::paths::Paths;
@@ -50,7 +52,9 @@ fn copy(database: &Path) -> std::io::Result<tempfile::TempDir> {
     if database.metadata()?.len() > MAX_COPY {
         return Err(std::io::Error::other("it is too large to be copied; ask while the daemon runs"));
     }
-    let dir = tempfile::Builder::new().prefix("bangerd-doctor-").tempdir()?;
+    // Variables of VMs are in it, and nobody else's business.
+    let private = Permissions::from_mode(0o700);
+    let dir = tempfile::Builder::new().prefix("bangerd-doctor-").permissions(private).tempdir()?;
     for end in ["", "-wal"] {
         let mut name = database.as_os_str().to_owned();
         name.push(end);
@@ -153,20 +157,24 @@ fn defaults(paths: &Paths, conn: &Connection) -> Result<Vec<Finding>, StoreError
 /// Whether the files of every image and kernel are there, as large as they were.
 fn contents(paths: &Paths, conn: &Connection) -> Result<Finding, StoreError> {
     let library = banger_image::Store::existing(&paths.state);
+    let told = |what: String, error: LibraryError| match error {
+        LibraryError::Missing { .. } => format!("{what} has no files"),
+        other => format!("{what}: {}", banger_proto::error::chain(&other).join(": ")),
+    };
     let mut bad = Vec::new();
     let mut count = 0;
     for image in content::images(conn)? {
         count += 1;
         if let Err(error) = library.image(&image.digest) {
             let name = image.name;
-            bad.push((format!("image {name}: {error}"), format!("banger image delete {name}")));
+            bad.push((told(format!("image {name}"), error), format!("banger image delete {name}")));
         }
     }
     for kernel in content::kernels(conn)? {
         count += 1;
         if let Err(error) = library.kernel(&kernel.digest) {
             let name = kernel.name;
-            bad.push((format!("kernel {name}: {error}"), format!("banger kernel delete {name}")));
+            bad.push((told(format!("kernel {name}"), error), format!("banger kernel delete {name}")));
         }
     }
     if bad.is_empty() {

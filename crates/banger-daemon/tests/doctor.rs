@@ -150,7 +150,7 @@ fn what_a_crash_left_is_seen_through_the_log_of_the_store() {
     drop(conn);
     fs::write(home.store(), kept).unwrap();
     fs::write(&wal, kept_wal).unwrap();
-    let found = home.finds("contents", Verdict::Failed, "image lost");
+    let found = home.finds("contents", Verdict::Failed, "image lost has no files");
     assert!(found.mend.unwrap().starts_with("banger image delete lost"));
 }
 
