@@ -143,7 +143,7 @@ impl Run {
                 "leave -i and -t out; 'banger vm exec -it NAME -- bash' opens a shell later",
             );
         }
-        exec::refuse_terminal(self.tty, self.interactive || self.command.is_empty())?;
+        exec::refuse_terminal(self.tty, self.interactive || !self.has_guest_command())?;
         Ok(())
     }
 }
