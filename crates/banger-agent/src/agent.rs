@@ -246,7 +246,7 @@ impl Agent {
                 Ok(_) => files::pack(session, &path, follow),
                 Err(outcome) => outcome,
             },
-            Open::Connect { port } => match self.in_root() {
+            Open::Connect { port, keep_s: _ } => match self.in_root() {
                 Ok(_) => connect::serve(session, port),
                 Err(outcome) => outcome,
             },

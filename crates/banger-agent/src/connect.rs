@@ -3,6 +3,7 @@
 //! ```text
 //! stream 0 -> pending -> socket      its end: shutdown(2) of our sending side, once everything is out
 //! stream 1 <----------- socket      its end: the end of the stream
+//! stream 2 <- a byte where the connection broke, or was never made; ends with stream 1
 //! ```
 //! The two directions end apart, as those of the connection do. What ends too early is a reset on both sides, never an
 //! orderly end: a server must not take half an upload for the whole.
@@ -27,6 +28,8 @@ use crate::{exec, log};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The most that is read at once, in bytes.
 const CHUNK: usize = 64 * 1024;
+/// What stream 2 says where there is no orderly end.
+const BROKE: &[u8] = b"!";
 
 #[derive(Debug)]
 struct Connection<'a> {
@@ -39,6 +42,8 @@ struct Connection<'a> {
     sending_over: bool,
     /// Nothing is received any more.
     receiving_over: bool,
+    /// And that was told as an orderly end.
+    ended_in_order: bool,
     reset: bool,
     /// The socket has told all that it will ever tell by itself.
     hung_up: bool,
@@ -49,7 +54,10 @@ struct Connection<'a> {
 pub(crate) fn serve(session: &Session, port: NonZeroU16) -> Outcome {
     let socket = match connect(session, port) {
         Ok(socket) => socket,
-        Err(failure) => return Outcome::Failed(failure),
+        Err(failure) => {
+            session.write(Stream::Stderr, BROKE);
+            return Outcome::Failed(failure);
+        }
     };
     let mut connection = Connection {
         session,
@@ -58,11 +66,15 @@ pub(crate) fn serve(session: &Session, port: NonZeroU16) -> Outcome {
         sent: 0,
         sending_over: false,
         receiving_over: false,
+        ended_in_order: false,
         reset: false,
         hung_up: false,
         buffer: vec![0; CHUNK],
     };
     connection.run();
+    if connection.reset && !connection.ended_in_order {
+        session.write(Stream::Stderr, BROKE);
+    }
     Outcome::Disconnected { reset: connection.reset }
 }
 
@@ -183,7 +195,11 @@ impl Connection<'_> {
             match rustix::net::recv(&self.socket, &mut self.buffer[..room], RecvFlags::empty()) {
                 Ok((_, 0)) => {
                     self.receiving_over = true;
-                    self.session.finish(Stream::Stdout);
+                    if !self.reset {
+                        self.ended_in_order = true;
+                        self.session.finish(Stream::Stdout);
+                        self.session.finish(Stream::Stderr);
+                    }
                 }
                 Ok((_, count)) => self.session.write(Stream::Stdout, &self.buffer[..count]),
                 Err(Errno::AGAIN) => return,

@@ -59,10 +59,36 @@ pub enum Open {
         follow: bool,
     },
     /// Connects to what listens on a TCP port of the guest's own loopback, IPv4 before IPv6. Stream 0 goes to it and
-    /// stream 1 comes from it; the end of either is passed on as such, and the other goes on.
-    Connect { port: NonZeroU16 },
+    /// stream 1 comes from it; the end of either is passed on as such, and the other goes on. Stream 2 ends with stream 1,
+    /// and is empty where that direction ended in order.
+    Connect {
+        port: NonZeroU16,
+        /// Seconds that the session is kept without its host, where that is less than is usual: a forward's other end does
+        /// not come back.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep_s: Option<u32>,
+    },
     /// Asks whether ssh is answered.
     Sshd,
+}
+
+impl Open {
+    /// Milliseconds that the session asks to be kept without its host.
+    pub(crate) fn keep_ms(&self) -> Option<u64> {
+        match self {
+            Self::Connect { keep_s, .. } => keep_s.map(|seconds| u64::from(seconds) * 1000),
+            Self::Configure(_)
+            | Self::Exec(_)
+            | Self::Health
+            | Self::AwaitBoot
+            | Self::GrowRoot
+            | Self::Shutdown { .. }
+            | Self::Unpack { .. }
+            | Self::Place { .. }
+            | Self::Pack { .. }
+            | Self::Sshd => None,
+        }
+    }
 }
 
 /// What the agent applies before the hand-over.

@@ -25,7 +25,7 @@ fn port_of(listener: &TcpListener) -> NonZeroU16 {
 }
 
 fn connected(agent: &mut Agent, listener: &TcpListener) -> (SessionId, TcpStream) {
-    let id = agent.host.open(&Open::Connect { port: port_of(listener) });
+    let id = agent.host.open(&Open::Connect { port: port_of(listener), keep_s: None });
     listener.set_nonblocking(true).unwrap();
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -105,7 +105,7 @@ fn the_end_of_input_is_passed_on_and_the_answer_comes_after_it() {
 fn a_port_without_a_listener_is_told() {
     let mut agent = Agent::start();
     let port = port_of(&listen());
-    let id = agent.host.open(&Open::Connect { port });
+    let id = agent.host.open(&Open::Connect { port, keep_s: None });
     match agent.host.finish(id).outcome() {
         Outcome::Failed(failure) => {
             assert_eq!(failure.code, GuestFailureCode::NotListening);
@@ -146,6 +146,7 @@ fn a_broken_connection_is_no_orderly_end() {
         (client.text().as_str(), client.outcome()),
         ("the beginning", &Outcome::Disconnected { reset: true })
     );
+    assert_eq!(client.stderr, b"!", "it is told before the end of the stream is passed on");
     // Also after its own end, while it is only written to.
     let (id, stream) = connected(&mut agent, &listener);
     stream.shutdown(Shutdown::Write).unwrap();
@@ -206,7 +207,8 @@ fn a_connection_under_way_ends_with_its_session() {
     rustix::net::listen(&listener, 0).unwrap();
     let listener = TcpListener::from(listener);
     let port = port_of(&listener);
-    let ids: Vec<SessionId> = (0..4).map(|_| agent.host.open(&Open::Connect { port })).collect();
+    let ids: Vec<SessionId> =
+        (0..4).map(|_| agent.host.open(&Open::Connect { port, keep_s: None })).collect();
     let pause = Instant::now() + Duration::from_millis(500);
     agent.host.until(|_| Instant::now() >= pause);
     for id in ids {

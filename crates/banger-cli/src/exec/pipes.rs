@@ -160,19 +160,18 @@ enum AtEnd {
 impl Outputs {
     /// Starts the two threads.
     pub(crate) fn start() -> Self {
-        Self::with(AtEnd::Keep)
-    }
-
-    /// The same, and standard output ends when the guest ends it, while the session goes on.
-    pub(crate) fn start_connection() -> Self {
-        Self::with(AtEnd::Close)
-    }
-
-    fn with(at_end: AtEnd) -> Self {
         let (done, written) = mpsc::unbounded_channel();
-        let stdout = writer(Stream::Stdout, done.clone(), at_end);
+        let stdout = writer(Stream::Stdout, done.clone(), AtEnd::Keep);
         let stderr = writer(Stream::Stderr, done, AtEnd::Keep);
         Self { stdout: Some(stdout), stderr: Some(stderr), written, outstanding: 0 }
+    }
+
+    /// For a connection: standard output ends when the guest ends it, while the session goes on, and the other stream is not
+    /// for people.
+    pub(crate) fn start_connection() -> Self {
+        let (done, written) = mpsc::unbounded_channel();
+        let stdout = writer(Stream::Stdout, done, AtEnd::Close);
+        Self { stdout: Some(stdout), stderr: None, written, outstanding: 0 }
     }
 
     /// Standard output goes to a reader, in a thread of its own.

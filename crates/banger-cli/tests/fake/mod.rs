@@ -376,7 +376,7 @@ impl Running {
                 command.status = Some(state.lock().unwrap().sshd.map_or(older, Outcome::Sshd));
                 command.ended = true;
             }
-            if let Open::Connect { port } = &command.open {
+            if let Open::Connect { port, .. } = &command.open {
                 command.connect(port.get());
             }
             state.lock().unwrap().request = serde_json::to_value(&command.open).unwrap();
@@ -433,7 +433,7 @@ impl Running {
                 state.lock().unwrap().unpacked.extend(bytes);
                 self.ended |= end;
             }
-            (Stream::Stdin, Open::Connect { port }) if port.get() == 13 => {
+            (Stream::Stdin, Open::Connect { port, .. }) if port.get() == 13 => {
                 state.lock().unwrap().unpacked.extend(bytes);
                 self.ended |= end;
             }
@@ -463,7 +463,7 @@ impl Running {
         }
         let taken = table.write(session, Stream::Stdout, &self.echo).unwrap_or(0);
         self.echo.drain(..taken);
-        if let Open::Connect { port } = &self.open
+        if let Open::Connect { port, .. } = &self.open
             && port.get() == 13
             && self.echo.is_empty()
         {

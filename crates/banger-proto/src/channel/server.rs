@@ -42,6 +42,8 @@ pub(super) struct ServerSession {
     opened: Option<String>,
     outcome: Option<String>,
     outcome_due: bool,
+    /// Milliseconds that it is kept without a connection.
+    keep_ms: u64,
     /// When its connection was lost; none while it has one.
     pub(super) detached_at: Option<u64>,
     /// It is in the queue of sessions that have something to send.
@@ -49,7 +51,7 @@ pub(super) struct ServerSession {
 }
 
 impl ServerSession {
-    pub(super) fn new(window: usize) -> Self {
+    pub(super) fn new(window: usize, keep_ms: u64) -> Self {
         Self {
             stdout: SendStream::new(Stream::Stdout),
             stderr: SendStream::new(Stream::Stderr),
@@ -58,6 +60,7 @@ impl ServerSession {
             opened: None,
             outcome: None,
             outcome_due: false,
+            keep_ms,
             detached_at: None,
             queued: false,
         }
@@ -87,6 +90,11 @@ impl ServerSession {
         self.outcome_due = false;
         self.queued = false;
         self.detached_at.get_or_insert(now_ms);
+    }
+
+    /// When it is forgotten; none while it has a connection.
+    pub(super) fn expires_at(&self) -> Option<u64> {
+        self.detached_at.map(|since| since.saturating_add(self.keep_ms))
     }
 
     pub(super) fn on_frame<'a>(&mut self, frame: &Frame<'a>) -> Result<Arrival<'a>, SessionFault> {

@@ -23,7 +23,7 @@ const MAX_RESETS: usize = 1024;
 pub struct Limits {
     /// Sessions at a time, with those that have ended and are not closed.
     pub sessions: usize,
-    /// Milliseconds that a session without a connection is kept.
+    /// Milliseconds that a session without a connection is kept, or less where it asks for that.
     pub keep_ms: u64,
     /// Bytes of one input stream that the agent holds at most, 1 to [`WINDOW`].
     pub window: usize,
@@ -201,10 +201,7 @@ impl SessionTable {
 
     /// Forgets the sessions whose host did not come back in time and returns them: end what runs in them.
     pub fn on_timer(&mut self, now_ms: u64) -> Vec<SessionId> {
-        let keep_ms = self.limits.keep_ms;
-        let expired = |known: &ServerSession| {
-            known.detached_at.is_some_and(|since| now_ms.saturating_sub(since) >= keep_ms)
-        };
+        let expired = |known: &ServerSession| known.expires_at().is_some_and(|at| at <= now_ms);
         let gone: Vec<SessionId> =
             self.sessions.iter().filter(|(_, known)| expired(known)).map(|(id, _)| *id).collect();
         for id in &gone {
@@ -215,8 +212,7 @@ impl SessionTable {
 
     /// When [`Self::on_timer`] has something to do, on the same clock; none while every session is attached.
     pub fn next_deadline(&self) -> Option<u64> {
-        let since = self.sessions.values().filter_map(|known| known.detached_at).min()?;
-        Some(since.saturating_add(self.limits.keep_ms))
+        self.sessions.values().filter_map(ServerSession::expires_at).min()
     }
 
     fn on_open(&mut self, frame: &Frame<'_>) -> Option<ServerEvent<'static>> {
@@ -263,7 +259,8 @@ impl SessionTable {
             self.refuse(session, GuestFailureCode::Busy, text);
             return None;
         }
-        let mut new = ServerSession::new(self.limits.window);
+        let keep_ms = open.keep_ms().map_or(self.limits.keep_ms, |keep| keep.min(self.limits.keep_ms));
+        let mut new = ServerSession::new(self.limits.window, keep_ms);
         if let Err(fault) = new.attach(receive, false) {
             self.refuse(session, GuestFailureCode::BadRequest, describe(&fault));
             return None;

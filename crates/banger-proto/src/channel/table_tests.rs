@@ -124,6 +124,22 @@ fn sessions_are_kept_for_a_time_and_no_longer() {
 }
 
 #[test]
+fn a_session_may_ask_to_be_kept_for_less_and_never_for_more() {
+    let mut table = SessionTable::new(Limits { keep_ms: 5000, ..Limits::default() });
+    for (id, keep) in [(1, "2"), (2, "4294967295"), (3, "null")] {
+        let receive = [1, 2].map(|stream| Position { stream, offset: 0, limit: 0 });
+        let open = format!(r#"{{"kind":"connect","port":80,"keep_s":{keep}}}"#);
+        let json = OpenMessage::join(&open, false, &receive);
+        table.on_frame(&Frame::control(FrameKind::Open, SessionId(id), json.as_bytes())).unwrap();
+    }
+    table.on_connection_change(100);
+    assert_eq!(table.next_deadline(), Some(2100));
+    assert_eq!(table.on_timer(2100), [SessionId(1)]);
+    assert_eq!(table.next_deadline(), Some(5100));
+    assert_eq!(table.on_timer(5100), [SessionId(2), SessionId(3)]);
+}
+
+#[test]
 fn an_outcome_is_sent_again_until_it_is_closed() {
     let mut table = SessionTable::new(Limits::default());
     let id = SessionId(1);

@@ -40,7 +40,8 @@ impl Proxy {
         let mut session = context.session().await?;
         let (vm, port) = (names::without_domain(&self.vm), self.port);
         let local = Local::copying(read_stdin(), Outputs::start_connection());
-        let outcome = drive(&mut session, vm, Open::Connect { port }, local, &mut interrupts).await;
+        let outcome =
+            drive(&mut session, vm, Open::Connect { port, keep_s: None }, local, &mut interrupts).await;
         let text = format!("cannot connect to port {port} of VM '{vm}'");
         match outcome {
             Ok(Outcome::Disconnected { reset: false }) => Ok(0),
