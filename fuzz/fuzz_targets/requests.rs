@@ -6,7 +6,7 @@ use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
 use banger_proto::daemon::Request;
-use banger_proto::{ByteSize, Digest, ImageName, JobId, KernelName, OperationId, VmId, VmName};
+use banger_proto::{ByteSize, Digest, Forward, ImageName, JobId, KernelName, OperationId, VmId, VmName};
 use libfuzzer_sys::fuzz_target;
 
 fn round_trip<T: FromStr + Display + PartialEq + Debug>(text: &str) {
@@ -30,6 +30,7 @@ fuzz_target!(|data: &[u8]| {
     round_trip::<VmId>(text);
     round_trip::<OperationId>(text);
     round_trip::<JobId>(text);
+    round_trip::<Forward>(text);
     // A size is shown rounded, for people; in bytes it is exact.
     if let Ok(size) = text.parse::<ByteSize>() {
         assert!(!size.to_string().is_empty());

@@ -9,6 +9,9 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 pub(crate) use health::{HealthOfVms, Pinged};
+mod ports;
+
+pub(crate) use ports::{ForwardDoc, Forwards};
 
 /// The version of all documents.
 pub(crate) const SCHEMA_VERSION: u32 = 1;
@@ -106,6 +109,8 @@ pub(crate) struct Vm {
     degraded: Vec<String>,
     /// The console log on the host.
     console_log: String,
+    /// Ports of the host that lead into it.
+    forwards: Vec<ForwardDoc>,
 }
 
 /// What runs a VM.
@@ -146,6 +151,7 @@ impl From<&VmInfo> for Vm {
             started_at: vm.started_at.map(time),
             degraded: vm.degraded.clone(),
             console_log: vm.console_log.clone(),
+            forwards: vm.forwards.iter().map(Into::into).collect(),
         }
     }
 }

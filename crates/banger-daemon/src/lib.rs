@@ -10,6 +10,7 @@ pub mod clock;
 pub mod console;
 pub mod disk;
 pub mod doctor;
+pub mod forward;
 pub mod guest;
 pub mod jobs;
 pub mod keeper;

@@ -3,7 +3,7 @@
 //!
 //! 0. ssh is told which keys VMs have (`ssh/known_hosts`); what follows takes out those that go.
 //! 1. Open operations are undone or finished, machines that live are adopted ([`recover`]).
-//! 2. Each VM gets its driver; an ephemeral one whose client was lost is given a moment, or deleted.
+//! 2. Each VM gets its driver, and its forwards; an ephemeral one whose client was lost is given a moment, or deleted.
 //! 3. Directories of VMs that the store does not know, half-made contents and contents that nothing names are
 //!    removed.
 //!
@@ -18,7 +18,7 @@ use futures_util::future::join_all;
 
 use crate::jobs::Unreported;
 use crate::lifecycle::cancel::Cancel;
-use crate::lifecycle::driver::{Driver, Unfinished, What};
+use crate::lifecycle::driver::{Driver, Handle, Unfinished, What};
 use crate::lifecycle::effects::{self, SharedLive};
 use crate::lifecycle::identity;
 use crate::lifecycle::lease::Lease;
@@ -27,7 +27,7 @@ use crate::lifecycle::state::Force;
 use crate::lifecycle::world::World;
 use crate::model::VmRecord;
 use crate::service::drivers::Drivers;
-use crate::store::{Durability, vms};
+use crate::store::{Durability, forwards, vms};
 
 /// Makes the world and the store agree. Fails only where the store cannot be read.
 pub(crate) async fn reconcile(
@@ -39,6 +39,8 @@ pub(crate) async fn reconcile(
     let records = read.map_err(|error| error.report("cannot read the VMs of the store"))?;
     known_hosts(world, &records);
     let open = recover::open_operations(world).await?;
+    let read = world.store.call(Durability::Process, forwards::all).await;
+    let mut forwards = read.map_err(|error| error.report("cannot read the forwards of the store"))?;
     let mut open: BTreeMap<VmId, _> = open.into_iter().map(|open| (open.vm.clone(), open)).collect();
     let recovered = join_all(records.into_iter().map(|record| {
         let open = open.remove(&record.id);
@@ -47,21 +49,17 @@ pub(crate) async fn reconcile(
     .await;
     let mut known = BTreeSet::new();
     for recovered in recovered {
-        match recovered {
-            Recovered::Gone => {}
-            Recovered::AtRest(record) => {
-                known.insert(record.id.clone());
-                drive(drivers, record, SharedLive::default(), None);
-            }
-            Recovered::Runs(record, live) => {
-                known.insert(record.id.clone());
-                drive(drivers, record, live, None);
-            }
-            Recovered::Unfinished(record, live, unfinished) => {
-                known.insert(record.id.clone());
-                drive(drivers, record, live, Some(unfinished));
-            }
+        let handle = match recovered {
+            Recovered::Gone => continue,
+            Recovered::AtRest(record) => drive(drivers, record, SharedLive::default(), None),
+            Recovered::Runs(record, live) => drive(drivers, record, live, None),
+            Recovered::Unfinished(record, live, unfinished) => drive(drivers, record, live, Some(unfinished)),
+        };
+        let id = handle.view().record.id;
+        if let Some(forwards) = forwards.remove(&id) {
+            world.forwards.begin(&handle, forwards);
         }
+        known.insert(id);
     }
     for dir in [world.paths.runtime.join("vms"), world.paths.state.join("vms")] {
         sweep(&dir, &known).await;
@@ -90,7 +88,12 @@ fn known_hosts(world: &World, records: &[VmRecord]) {
 }
 
 /// Starts the task of a VM.
-fn drive(drivers: &Arc<Drivers>, record: VmRecord, live: SharedLive, unfinished: Option<Unfinished>) {
+fn drive(
+    drivers: &Arc<Drivers>,
+    record: VmRecord,
+    live: SharedLive,
+    unfinished: Option<Unfinished>,
+) -> Handle {
     // One that starts does so because its guest restarted itself.
     let runs = matches!(record.state, VmState::Running | VmState::Paused | VmState::Starting);
     let ephemeral = record.ephemeral;
@@ -102,6 +105,7 @@ fn drive(drivers: &Arc<Drivers>, record: VmRecord, live: SharedLive, unfinished:
     drivers.add(handle.clone());
     tokio::spawn(drivers.clone().run(driver, handle.clone()));
     if ephemeral && !runs {
+        let handle = handle.clone();
         tokio::spawn(async move {
             let deleted = handle.call(What::Delete(Force::Yes), Arc::new(Unreported), Cancel::never()).await;
             if let Err(error) = deleted {
@@ -109,6 +113,7 @@ fn drive(drivers: &Arc<Drivers>, record: VmRecord, live: SharedLive, unfinished:
             }
         });
     }
+    handle
 }
 
 /// Removes directories that are named like a VM and belong to none. Whatever else is there is left alone.

@@ -7,11 +7,14 @@ mod jobs;
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 pub use jobs::{JobInfo, JobList, JobState};
 
 use crate::{
-    ByteSize, Digest, ErrorReport, ImageName, JobId, KernelName, SessionId, VmId, VmName, VmSpec, VmState,
+    ByteSize, Digest, ErrorReport, Forward, ImageName, JobId, KernelName, SessionId, VmId, VmName, VmSpec,
+    VmState,
+    ports::ForwardInfo,
     spec::{Signal, Wait},
 };
 
@@ -64,6 +67,12 @@ pub enum Request {
     /// [`Empty`].
     #[serde(rename = "dev.banger.Daemon.VmHold")]
     VmHold { vm: String },
+    /// Forwards a port of the host to one of the VM: [`ForwardInfo`], with the port that was chosen where it asks for 0.
+    #[serde(rename = "dev.banger.Daemon.VmForward")]
+    VmForward { vm: String, forward: Forward },
+    /// Ends a forward, by where the host listens; connections that exist go on: [`Empty`].
+    #[serde(rename = "dev.banger.Daemon.VmUnforward")]
+    VmUnforward { vm: String, address: IpAddr, host: u16 },
     /// Every VM: [`VmList`].
     #[serde(rename = "dev.banger.Daemon.VmList")]
     VmList {},
@@ -287,6 +296,9 @@ pub struct VmInfo {
     pub degraded: Vec<String>,
     /// The console log on the host.
     pub console_log: String,
+    /// Ports of the host that lead into it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<ForwardInfo>,
 }
 
 /// The VMM of a VM that runs.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-use crate::{ByteSize, ImageName, KernelName, VmName};
+use crate::{ByteSize, Forward, ImageName, KernelName, VmName};
 
 /// The request for a VM. The command line fills in every default that it shows in its help, so the daemon
 /// sees explicit values; only a missing name is chosen by the daemon.
@@ -31,6 +31,9 @@ pub struct VmSpec {
     /// Environment of every command that banger runs in the guest.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// Ports of the host that lead into it while it runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<Forward>,
 }
 
 impl VmSpec {

@@ -11,6 +11,7 @@ use banger_proto::daemon::{
     JobList, KernelInfo, KernelList, Request, ServiceInfo, VmInfo, VmList,
 };
 use banger_proto::health::{Pong, VmHealth};
+use banger_proto::ports::ForwardInfo;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -55,6 +56,7 @@ fn replies_keep_their_form() {
     round_trip::<DaemonStatus>(replies("DaemonStatus"));
     round_trip::<VmInfo>(replies("VmInfo"));
     round_trip::<VmList>(replies("VmList"));
+    round_trip::<ForwardInfo>(replies("ForwardInfo"));
     round_trip::<ImageInfo>(replies("ImageInfo"));
     round_trip::<ImageList>(replies("ImageList"));
     round_trip::<KernelInfo>(replies("KernelInfo"));

@@ -138,5 +138,6 @@ fn info(record: &banger_daemon::model::VmRecord) -> VmInfo {
         started_at: None,
         degraded: Vec::new(),
         console_log: String::new(),
+        forwards: Vec::new(),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use banger_proto::VmState;
+use banger_proto::ports::ForwardInfo;
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
 use std::path::Path;
@@ -47,6 +48,15 @@ fn vm() -> VmInfo {
         started_at: Some(1_700_000_001),
         degraded: vec!["a.service".into()],
         console_log: "/s/console.log".into(),
+        forwards: vec![forward()],
+    }
+}
+
+fn forward() -> ForwardInfo {
+    ForwardInfo {
+        forward: "8080:80".parse().unwrap(),
+        state: banger_proto::ports::ForwardState::Failed,
+        cause: Some("the port is taken".into()),
     }
 }
 
@@ -56,6 +66,7 @@ fn schemas_of_vms() {
     check("vm-show", OneVm { vm: Vm::from(&vm()) });
     let waited = Waited { id: "0123456789ab".into(), name: "box".into(), state: "gone".into() };
     check("vm-wait", WaitedFor { vms: vec![waited] });
+    check("vm-forward", Forwards { forwards: vec![ForwardDoc::from(&forward())] });
     check("deleted", Deleted { deleted: vec!["box".into()] });
     assert_eq!(serde_json::to_value(Vm::from(&vm())).unwrap()["created_at"], "2023-11-14T22:13:20Z");
 }

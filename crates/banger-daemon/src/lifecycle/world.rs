@@ -13,6 +13,8 @@ use super::identity::{self, OwnerKey};
 use super::journal::Journal;
 use super::known_hosts::KnownHosts;
 use crate::ports::{Contents, Guests, RootDisks, VmDirs, Vmm, WallClock};
+use crate::forward::Forwards;
+use crate::ports::{Contents, Guests, RootDisks, VmDirs, Vmm};
 use crate::store::Store;
 
 /// What the daemon is made of.
@@ -52,6 +54,8 @@ pub struct World {
     pub ports: Ports,
     /// What ssh is to find in each VM.
     pub known_hosts: KnownHosts,
+    /// The ports of the host that lead into VMs.
+    pub forwards: Forwards,
     owner_key: OnceCell<String>,
 }
 
@@ -60,7 +64,8 @@ impl World {
     pub fn new(paths: Paths, store: Store, ports: Ports, faults: Arc<dyn Faults>) -> Self {
         let journal = Journal::new(store.clone(), faults);
         let known_hosts = KnownHosts::new(&paths.ssh());
-        Self { paths, store, journal, ports, known_hosts, owner_key: OnceCell::new() }
+        let forwards = Forwards::new(store.clone());
+        Self { paths, store, journal, ports, known_hosts, forwards, owner_key: OnceCell::new() }
     }
 
     /// The directories of a VM.

@@ -1,6 +1,7 @@
 //! From a request to the service that answers it. The match has no wildcard: a new request does not compile until
 //! its answer is chosen.
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -75,6 +76,11 @@ impl Api {
             Request::VmDelete { vm, force } => one(services.vm_delete(&vm, force).await?),
             Request::VmHold { vm } => {
                 services.vm_hold(&vm, fds.take("VmHold")?).await?;
+                one(Empty {})
+            }
+            Request::VmForward { vm, forward } => one(services.vm_forward(&vm, forward).await?),
+            Request::VmUnforward { vm, address, host } => {
+                services.vm_unforward(&vm, SocketAddr::new(address, host)).await?;
                 one(Empty {})
             }
             Request::VmList {} => one(services.vm_list().await?),

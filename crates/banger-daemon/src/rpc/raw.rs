@@ -44,6 +44,8 @@ pub(super) const METHODS: &[&str] = &[
     "dev.banger.Daemon.VmResume",
     "dev.banger.Daemon.VmDelete",
     "dev.banger.Daemon.VmHold",
+    "dev.banger.Daemon.VmForward",
+    "dev.banger.Daemon.VmUnforward",
     "dev.banger.Daemon.VmList",
     "dev.banger.Daemon.VmShow",
     "dev.banger.Daemon.VmLogs",

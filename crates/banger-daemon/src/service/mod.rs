@@ -8,6 +8,7 @@ mod clocks;
 pub mod contents;
 pub(crate) mod drivers;
 mod health;
+mod forward;
 mod image;
 mod kernel;
 mod logs;

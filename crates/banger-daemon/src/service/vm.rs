@@ -18,7 +18,7 @@ use crate::lifecycle::lease::Lease;
 use crate::lifecycle::plan;
 use crate::lifecycle::state::Force;
 use crate::model::{ImageRecord, JobKind, KernelRecord, Subject, VmRecord};
-use crate::store::{Durability, StoreError, content, vms};
+use crate::store::{Durability, StoreError, content, forwards, vms};
 use crate::{clock, names, random};
 
 /// ext4 with 4 KiB blocks and 32-bit block numbers ends here (kernel doc filesystems/ext4/blockgroup).
@@ -45,10 +45,14 @@ impl Services {
             }
             (false, Some(_)) => return Err(invalid("only an ephemeral VM has a lease")),
         };
+        let wanted = spec.forwards.clone();
         let record = self.record(spec).await?;
+        // Before the VM is made: one whose ports are taken is not.
+        let world = self.drivers.world().clone();
+        let taken = world.forwards.take(&wanted)?;
         let key = record.key();
         let job = Arc::new(self.jobs.begin(JobKind::VmCreate, Subject::Vm(key.clone())).await?);
-        let row = record.clone();
+        let (row, forwards) = (record.clone(), taken.forwards());
         let durability = if record.ephemeral { Durability::Process } else { Durability::Host };
         let journal = &self.drivers.world().journal;
         let begun = journal.begin(&record.id, plan::create(), durability, move |conn| {
@@ -60,7 +64,8 @@ impl Services {
             if !same(image) || !same(kernel) {
                 return Err(StoreError::Changed);
             }
-            vms::insert(conn, &row)
+            vms::insert(conn, &row)?;
+            forwards.iter().try_for_each(|forward| forwards::insert(conn, &row.id, forward))
         });
         let operation = match begun.await {
             Ok(operation) => operation,
@@ -71,14 +76,14 @@ impl Services {
             }
         };
         let accepted = Accepted { job: job.id().clone(), vm: Some(key) };
-        let world = self.drivers.world().clone();
-        let (mut driver, handle) = Driver::new(world, record, SharedLive::default(), lease);
+        let (mut driver, handle) = Driver::new(world.clone(), record, SharedLive::default(), lease);
         // Before anybody can find the VM: whatever else is asked of it comes after its start.
         let start = match start {
             None => None,
             Some(options) => Some(handle.ask(What::Start(options), job.clone(), job.cancel().clone()).await),
         };
         self.drivers.add(handle.clone());
+        let mut ports = (!wanted.is_empty()).then(|| world.forwards.begin_new(&handle, taken));
         let drivers = self.drivers.clone();
         tokio::spawn(async move {
             let created = driver.create(operation, job.clone()).await;
@@ -88,9 +93,14 @@ impl Services {
                 (Ok(view), None) => job.finish(vm_result(drivers.world(), &view).await).await,
                 (Ok(_), Some(start)) => {
                     let (handle, world) = (handle.clone(), drivers.world().clone());
-                    tokio::spawn(async move { finish(&world, handle.answer(start).await, &job).await });
+                    let ports = ports.take();
+                    tokio::spawn(async move {
+                        finish(&world, handle.answer(start).await, &job).await;
+                        drop(ports);
+                    });
                 }
             }
+            drop(ports);
             if gone {
                 drivers.forget(&handle.view().record.id);
             } else {
@@ -165,7 +175,7 @@ impl Services {
     /// `VmStart`.
     pub async fn vm_start(&self, vm: &str, options: StartOptions) -> Result<Accepted, ErrorReport> {
         check_timeout(options.timeout_s)?;
-        self.vm_job(vm, JobKind::VmStart, What::Start(options)).await
+        self.vm_job_with_ports(vm, JobKind::VmStart, What::Start(options)).await
     }
 
     /// `VmStop`.
@@ -182,7 +192,7 @@ impl Services {
     ) -> Result<Accepted, ErrorReport> {
         check_timeout(options.timeout_s)?;
         let within = stop_within(timeout_s)?;
-        self.vm_job(vm, JobKind::VmRestart, What::Restart(within, options)).await
+        self.vm_job_with_ports(vm, JobKind::VmRestart, What::Restart(within, options)).await
     }
 
     /// `VmKill`.
@@ -231,6 +241,18 @@ impl Services {
         let (handle, job, accepted) = self.vm_job_begun(vm, kind).await?;
         let world = self.drivers.world().clone();
         tokio::spawn(async move { carry_out(&world, &handle, what, &job).await });
+        Ok(accepted)
+    }
+
+    /// The same for what starts a VM: refused where its ports cannot be had, which are open from then on.
+    async fn vm_job_with_ports(&self, vm: &str, kind: JobKind, what: What) -> Result<Accepted, ErrorReport> {
+        let ports = self.drivers.world().forwards.claim(&self.drivers.find(vm)?)?;
+        let (handle, job, accepted) = self.vm_job_begun(vm, kind).await?;
+        let world = self.drivers.world().clone();
+        tokio::spawn(async move {
+            carry_out(&world, &handle, what, &job).await;
+            drop(ports);
+        });
         Ok(accepted)
     }
 

@@ -1,6 +1,6 @@
 //! The store: SQLite in WAL mode, one writer thread, numbered migrations.
 //!
-//! - [`Store::call`] runs a closure over the rows (`vms`, `content`, `jobs`, `journal`) on the writer thread, within
+//! - [`Store::call`] runs a closure over the rows (`vms`, `forwards`, `content`, `jobs`, `journal`) on the writer thread, within
 //!   a transaction that other calls may share; the answer comes after the commit.
 //! - A commit survives the death of the daemon at any instant. It survives the death of the host where the call asks
 //!   for [`Durability::Host`] (`synchronous=FULL` for that commit; the store itself is consistent either way).
@@ -8,6 +8,7 @@
 
 pub mod content;
 mod error;
+pub mod forwards;
 pub mod jobs;
 pub mod journal;
 mod schema;

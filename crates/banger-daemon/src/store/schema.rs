@@ -58,12 +58,21 @@ const V2: &str = "ALTER TABLE operations ADD COLUMN stop_within_s INTEGER;";
 /// Version 3: the name of what a job is about, which a VM that is gone no longer tells.
 const V3: &str = "ALTER TABLE jobs ADD COLUMN subject TEXT;";
 
+/// Version 4: the ports of the host that lead into a VM; they go with it.
+const V4: &str = "
+CREATE TABLE forwards (
+    vm TEXT NOT NULL REFERENCES vms(id) ON DELETE CASCADE, address TEXT NOT NULL, host INTEGER NOT NULL,
+    guest INTEGER NOT NULL,
+    PRIMARY KEY (vm, address, host)
+) STRICT, WITHOUT ROWID;
+";
+
 /// The version that this program writes (`PRAGMA user_version`).
-pub const LATEST: usize = 3;
+pub const LATEST: usize = 4;
 
 /// Every migration, in order.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(V1), M::up(V2), M::up(V3)])
+    Migrations::new(vec![M::up(V1), M::up(V2), M::up(V3), M::up(V4)])
 }
 
 #[cfg(test)]
@@ -92,7 +101,7 @@ mod tests {
             INSERT INTO job_events VALUES ('j',1,1,'{}');
             INSERT INTO operations (id, vm, kind, begun_at) VALUES ('o','v','start',1);
             INSERT INTO steps VALUES ('o',0,'x',0);";
-        let rows = [ROWS, ROWS, ROWS];
+        let rows = [ROWS, ROWS, ROWS, ROWS];
         assert_eq!(rows.len(), LATEST);
         for (index, sql) in rows.iter().enumerate() {
             let mut conn = Connection::open_in_memory().unwrap();

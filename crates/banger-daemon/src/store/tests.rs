@@ -17,6 +17,32 @@ fn image(name: &str) -> ImageRecord {
 }
 
 #[tokio::test]
+async fn forwards_are_kept_with_their_vm_and_go_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("banger.db")).unwrap();
+    let vm = testing::vm_record("box", 1);
+    let given: Vec<banger_proto::Forward> =
+        ["8080:80", "[::1]:8081:443"].iter().map(|text| text.parse().unwrap()).collect();
+    let (row, added) = (vm.clone(), given.clone());
+    let add = move |conn: &Connection| {
+        vms::insert(conn, &row)?;
+        added.iter().try_for_each(|forward| forwards::insert(conn, &row.id, forward))
+    };
+    store.call(Durability::Host, add).await.unwrap();
+    let all = async || store.call(Durability::Process, forwards::all).await.unwrap();
+    assert_eq!(all().await.get(&vm.id), Some(&given));
+    let (id, at) = (vm.id.clone(), given[1].listens_at());
+    store.call(Durability::Process, move |conn| forwards::delete(conn, &id, at)).await.unwrap();
+    assert_eq!(all().await[&vm.id], given[..1]);
+    let id = vm.id.clone();
+    store.call(Durability::Process, move |conn| vms::delete(conn, &id)).await.unwrap();
+    assert!(all().await.is_empty());
+    // Of a VM that is gone there can be none.
+    let insert = move |conn: &Connection| forwards::insert(conn, &vm.id, &given[0]);
+    assert!(store.call(Durability::Process, insert).await.is_err());
+}
+
+#[tokio::test]
 async fn records_come_back_as_they_went_in() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("banger.db")).unwrap();

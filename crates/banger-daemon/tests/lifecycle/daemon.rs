@@ -1,16 +1,20 @@
 //! A daemon that lives and dies inside a test.
 
+use std::net::{Ipv4Addr, TcpListener};
+use std::num::NonZeroU16;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use banger_daemon::lifecycle::faults::{Faults, NoFaults};
 use banger_daemon::service::Services;
 use banger_proto::daemon::{Accepted, JobEventKind, JobResult, StartOptions, VmInfo};
+use banger_proto::ports::ForwardState;
 use banger_proto::spec::Wait;
-use banger_proto::{ByteSize, ErrorCode, ErrorReport, VmId, VmSpec, VmState};
+use banger_proto::{ByteSize, ErrorCode, ErrorReport, Forward, VmId, VmSpec, VmState};
 use testkit::fake::{FakeWorld, IMAGE, IMAGE_SIZE, KERNEL};
 use tokio::runtime::{Builder, Runtime};
 
@@ -161,7 +165,8 @@ impl Client<'_> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let vms = self.vms().await?;
-            let (untruths, leaks) = (self.world.untruths(&vms)?, self.world.leaks()?);
+            let (mut untruths, leaks) = (self.world.untruths(&vms)?, self.world.leaks()?);
+            untruths.extend(vms.iter().filter_map(untrue_port));
             if untruths.is_empty() && leaks.is_empty() && so(&vms) {
                 return Ok(vms);
             }
@@ -200,6 +205,31 @@ impl Client<'_> {
     }
 }
 
+/// What is said of a VM's port and is not so: it is open exactly while the VM runs.
+fn untrue_port(vm: &VmInfo) -> Option<String> {
+    let info = match vm.forwards.as_slice() {
+        [info] => info,
+        other => return Some(format!("VM {} has {} forwards", vm.name, other.len())),
+    };
+    let open = match vm.state {
+        VmState::Running | VmState::Paused => true,
+        VmState::Created | VmState::Stopped | VmState::Error => false,
+        VmState::Starting | VmState::Stopping => return None,
+    };
+    let told = info.state == if open { ForwardState::Open } else { ForwardState::Closed };
+    let is_open = TcpListener::bind(info.forward.listens_at()).is_err();
+    (!told || is_open != open).then(|| format!("of a VM that is {}, {info:?} is {is_open}", vm.state))
+}
+
+/// A forward to port 80 from an address of its own, so that no other test has its port meanwhile.
+fn forward() -> Forward {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let last = (NEXT.fetch_add(1, Ordering::Relaxed) % 250) as u8 + 1;
+    let address = Ipv4Addr::new(127, high | 1, low, last).into();
+    Forward { address, host: 0, guest: NonZeroU16::MIN.saturating_add(79) }
+}
+
 /// The request for the one VM.
 pub(crate) fn spec(ephemeral: bool, larger: bool) -> anyhow::Result<VmSpec> {
     Ok(VmSpec {
@@ -212,6 +242,7 @@ pub(crate) fn spec(ephemeral: bool, larger: bool) -> anyhow::Result<VmSpec> {
         nat: true,
         ephemeral,
         env: std::collections::BTreeMap::new(),
+        forwards: vec![forward()],
     })
 }
 

@@ -5,4 +5,5 @@ mod clocks;
 mod commands;
 mod daemon;
 mod faults;
+mod forwards;
 mod in_use;

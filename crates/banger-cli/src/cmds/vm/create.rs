@@ -16,6 +16,7 @@ use crate::signals::Interrupts;
 #[command(after_long_help = "Examples:\n  \
     banger vm create --name box\n  \
     banger vm create --name big --vcpu 2 --memory 2GiB --disk-size 20GiB\n  \
+    banger vm create --name web -p 8080:80\n  \
     banger vm create --name later --no-start")]
 pub(crate) struct Create {
     #[command(flatten)]

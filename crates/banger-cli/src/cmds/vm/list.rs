@@ -2,6 +2,7 @@
 
 use banger_proto::VmState;
 use banger_proto::daemon::{Request, VmInfo, VmList};
+use banger_proto::ports::{ForwardInfo, ForwardState};
 use clap::Args;
 
 use super::fields;
@@ -94,6 +95,15 @@ fn rows(vm: &VmInfo) -> Vec<(&'static str, String)> {
         ("disk", format!("{}, {} of its own ({})", vm.disk, vm.disk_used, vm.disk_strategy)),
         ("network", network.to_owned()),
     ]);
+    let forward = |info: &ForwardInfo| {
+        let forward = &info.forward;
+        let state = match info.state {
+            ForwardState::Open => String::new(),
+            ForwardState::Closed | ForwardState::Failed => format!(" ({})", info.state.as_str()),
+        };
+        ("forward", format!("{} -> {}{state}", forward.listens_at(), forward.guest))
+    };
+    rows.extend(vm.forwards.iter().map(forward));
     if let Some(vmm) = &vm.vmm {
         rows.push(("VMM", format!("{} with {}, process {}", vmm.kind, vmm.accelerator, vmm.pid)));
     }

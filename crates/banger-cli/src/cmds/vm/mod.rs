@@ -5,6 +5,7 @@ mod cp;
 mod create;
 mod exec;
 mod health;
+mod forward;
 mod lifecycle;
 mod list;
 mod logs;
@@ -61,6 +62,7 @@ pub(crate) enum Verb {
     Health(health::Health),
     Ping(ping::Ping),
     Console(console::Console),
+    Forward(forward::Forward),
     Logs(logs::Logs),
 }
 
@@ -87,6 +89,7 @@ impl Verb {
             | Self::Console(_)
             | Self::Health(_)
             | Self::Ping(_)
+            | Self::Forward(_)
             | Self::Logs(_) => false,
         }
     }
@@ -113,6 +116,7 @@ impl Verb {
             Self::Console(console) => console.run(context).await,
             Self::Health(health) => health.run(context).await,
             Self::Ping(ping) => ping.run(context).await,
+            Self::Forward(forward) => forward.run(context).await,
             Self::Logs(logs) => logs.run(context).await,
         }
     }

@@ -3,9 +3,12 @@
 use banger_config::{Config, Origin, Setting};
 use banger_proto::daemon::{JobResult, Request, StartOptions, VmInfo};
 use banger_proto::spec::Wait;
-use banger_proto::{ByteSize, ErrorCode, ImageName, KernelName, VmName, VmSpec, catalog::ImageRecipe};
+use banger_proto::{
+    ByteSize, ErrorCode, Forward, ImageName, KernelName, VmName, VmSpec, catalog::ImageRecipe,
+};
 use clap::{Args, ValueEnum};
 
+use super::forward::{check_distinct, tell_chosen};
 use crate::build;
 use crate::context::Context;
 use crate::env_file::Variables;
@@ -45,6 +48,9 @@ pub(crate) struct VmOptions {
     no_nat: bool,
     #[command(flatten)]
     variables: Variables,
+    /// Port of this host that leads to one in the VM: [ADDRESS:]HOST:GUEST, 0 as HOST for one that is free
+    #[arg(short, long, value_name = "FORWARD")]
+    publish: Vec<Forward>,
 }
 
 /// How long to wait for what.
@@ -102,6 +108,7 @@ impl VmOptions {
             nat: config.nat.or_flag(nat).value,
             ephemeral,
             env: self.variables.read()?,
+            forwards: self.publish,
         })
     }
 }
@@ -116,10 +123,14 @@ pub(super) async fn make(
     lines: Lines,
     interrupts: &mut Interrupts,
 ) -> Result<VmInfo, CliError> {
+    check_distinct(&spec.forwards)?;
     let (mut built, mut pulled) = (false, false);
     loop {
         let error = match try_to_make(context, session, spec, start, lines, interrupts).await {
-            Ok(vm) => return Ok(vm),
+            Ok(vm) => {
+                tell_chosen(context.ui, &spec.forwards, &vm);
+                return Ok(vm);
+            }
             Err(error) => error,
         };
         let code = match &error {

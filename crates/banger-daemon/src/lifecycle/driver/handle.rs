@@ -110,6 +110,7 @@ impl View {
             // Of the boot that runs: a machine that has ended has no failed units.
             degraded: if self.vmm.is_some() { record.degraded.clone() } else { Vec::new() },
             console_log: world.dirs(&record.id).console_log().display().to_string(),
+            forwards: world.forwards.list(&record.id),
         }
     }
 }
