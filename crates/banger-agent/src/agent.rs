@@ -25,7 +25,7 @@ use crate::port::{Owner, Pipe, Port};
 use crate::prepare::{Early, HandedOver};
 use crate::root::Root;
 use crate::{
-    booted, command, configure, connect, exec, files, log, machine, metrics, power, root, sshd, uevent, vsock,
+    booted, command, configure, connect, exec, files, log, machine, metrics, ports, power, root, sshd, uevent, vsock,
 };
 
 /// The name of the virtio-serial port.
@@ -244,6 +244,10 @@ impl Agent {
             },
             Open::Pack { path, follow } => match self.in_root() {
                 Ok(_) => files::pack(session, &path, follow),
+                Err(outcome) => outcome,
+            },
+            Open::Ports => match self.in_root() {
+                Ok(_) => ports::list(),
                 Err(outcome) => outcome,
             },
             Open::Connect { port, keep_s: _ } => match self.in_root() {

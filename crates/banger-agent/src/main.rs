@@ -28,6 +28,7 @@ mod mounts;
 mod notice;
 mod pid1;
 mod port;
+mod ports;
 mod power;
 mod prepare;
 mod root;

@@ -6,10 +6,11 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 
 use crate::VmName;
+use crate::ports::ForwardInfo;
 
 /// The largest JSON message in either direction, in bytes.
 pub const MAX_MESSAGE: usize = 256 * 1024;
@@ -58,6 +59,8 @@ pub enum Open {
         #[serde(default)]
         follow: bool,
     },
+    /// Lists the TCP ports on which somebody listens.
+    Ports,
     /// Connects to what listens on a TCP port of the guest's own loopback, IPv4 before IPv6. Stream 0 goes to it and
     /// stream 1 comes from it; the end of either is passed on as such, and the other goes on. Stream 2 ends with stream 1,
     /// and is empty where that direction ended in order.
@@ -86,7 +89,8 @@ impl Open {
             | Self::Unpack { .. }
             | Self::Place { .. }
             | Self::Pack { .. }
-            | Self::Sshd => None,
+            | Self::Sshd
+            | Self::Ports => None,
         }
     }
 }
@@ -224,6 +228,8 @@ pub enum Outcome {
     Unpacked { entries: u64, bytes: u64 },
     /// The archive is sent; `skipped` were neither files, directories nor links.
     Packed { entries: u64, bytes: u64, skipped: u64 },
+    /// Who listens.
+    Ports(Ports),
     /// The connection is over: both directions have ended, or, with `reset`, it was broken.
     Disconnected { reset: bool },
     /// Whether ssh is answered.
@@ -353,6 +359,62 @@ pub struct Sshd {
     pub installed: bool,
     /// Something takes connections to port 22 of the guest's loopback.
     pub listening: bool,
+}
+
+/// Listeners that an answer holds at most.
+pub const MAX_LISTENING: usize = 1024;
+/// Processes of one of them at most.
+pub const MAX_PROCESSES: usize = 4;
+
+/// The TCP ports of a guest on which somebody listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// By port; at most [`MAX_LISTENING`].
+    pub listening: Vec<Listening>,
+    /// Whether all processes were looked at.
+    pub complete: bool,
+}
+
+/// A socket that listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listening {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// Who has it, at most [`MAX_PROCESSES`] of them.
+    #[serde(default)]
+    pub processes: Vec<GuestProcess>,
+}
+
+/// A process of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestProcess {
+    /// Its number.
+    pub pid: u32,
+    /// Its name, which it chooses itself.
+    pub name: String,
+}
+
+impl Ports {
+    /// The forwards that lead to this socket: [`Open::Connect`] reaches IPv4 before IPv6, on the guest's loopback.
+    pub fn forwards_to<'f>(
+        &self,
+        socket: &Listening,
+        forwards: &'f [ForwardInfo],
+    ) -> impl Iterator<Item = &'f ForwardInfo> {
+        let reached = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.is_unspecified() || address == Ipv4Addr::LOCALHOST,
+            IpAddr::V6(address) => address.is_unspecified() || address.is_loopback(),
+        };
+        let port = socket.port;
+        let first = self
+            .listening
+            .iter()
+            .any(|other| other.port == port && other.address.is_ipv4() && reached(other.address));
+        let leads = reached(socket.address) && (socket.address.is_ipv4() || !first);
+        forwards.iter().filter(move |info| leads && info.forward.guest.get() == port)
+    }
 }
 
 /// A guest that is up.

@@ -218,6 +218,7 @@ impl State {
             | Open::Unpack { .. }
             | Open::Place { .. }
             | Open::Pack { .. }
+            | Open::Ports
             | Open::Connect { .. }
             | Open::Sshd => failed(
                 GuestFailureCode::BadRequest,

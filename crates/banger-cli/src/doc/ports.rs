@@ -1,5 +1,6 @@
 //! Documents of a VM's ports.
 
+use banger_proto::guest;
 use banger_proto::ports::ForwardInfo;
 use serde::Serialize;
 
@@ -36,6 +37,64 @@ impl From<&ForwardInfo> for ForwardDoc {
             guest: info.forward.guest.get(),
             state: info.state.as_str().to_owned(),
             cause: info.cause.clone(),
+        }
+    }
+}
+
+/// `vm ports`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Ports {
+    /// By port.
+    ports: Vec<Port>,
+    /// Ports of the host that lead into the VM, whether something listens there or not.
+    forwards: Vec<ForwardDoc>,
+    /// Whether all processes of the VM were looked at; otherwise some may be missing.
+    complete: bool,
+}
+
+/// A TCP port on which something listens.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Port {
+    /// The guest's address.
+    address: String,
+    /// The guest's port.
+    port: u16,
+    /// Who listens, as far as it is known.
+    processes: Vec<Process>,
+    /// Where the host listens for it, as ADDRESS:PORT.
+    host: Vec<String>,
+}
+
+/// A process of a guest.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Process {
+    /// Its number in the guest.
+    pid: u32,
+    /// Its name, as it calls itself.
+    name: String,
+}
+
+impl Ports {
+    /// What a guest listens on, with the ways to it.
+    pub(crate) fn new(found: &guest::Ports, forwards: &[ForwardInfo]) -> Self {
+        let process =
+            |process: &guest::GuestProcess| Process { pid: process.pid, name: process.name.clone() };
+        let port = |socket: &guest::Listening| Port {
+            address: socket.address.to_string(),
+            port: socket.port,
+            processes: socket.processes.iter().map(process).collect(),
+            host: found
+                .forwards_to(socket, forwards)
+                .map(|info| info.forward.listens_at().to_string())
+                .collect(),
+        };
+        Self {
+            ports: found.listening.iter().map(port).collect(),
+            forwards: forwards.iter().map(Into::into).collect(),
+            complete: found.complete,
         }
     }
 }

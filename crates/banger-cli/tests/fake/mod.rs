@@ -64,7 +64,7 @@ pub(crate) struct State {
     pub(crate) jobs: Vec<Value>,
     /// The results of their jobs.
     results: BTreeMap<String, Value>,
-    /// What `Pack` sends, and how it ends.
+    /// What `Pack` sends, and how it or `Ports` ends.
     pub(crate) pack: (Vec<u8>, Option<Outcome>),
     /// The guest's sshd; without one its agent does not know the question.
     pub(crate) sshd: Option<Sshd>,
@@ -363,7 +363,7 @@ impl Running {
         let mut command =
             Self { open, pattern: 0..0, echo: Vec::new(), ended: false, status: Some(Outcome::ShuttingDown) };
         let Open::Exec(request) = &command.open else {
-            if let Open::Pack { .. } = &command.open {
+            if let Open::Pack { .. } | Open::Ports = &command.open {
                 let mut state = state.lock().unwrap();
                 command.echo = std::mem::take(&mut state.pack.0);
                 // Without an end it goes on for ever.

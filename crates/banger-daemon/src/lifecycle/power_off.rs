@@ -49,6 +49,7 @@ pub(crate) fn words(outcome: &Outcome) -> String {
         | Outcome::ShuttingDown
         | Outcome::Unpacked { .. }
         | Outcome::Packed { .. }
+        | Outcome::Ports(_)
         | Outcome::Disconnected { .. }
         | Outcome::Sshd(_) => "its agent answered something else than was asked".into(),
     }

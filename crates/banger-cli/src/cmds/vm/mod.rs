@@ -11,6 +11,7 @@ mod list;
 mod logs;
 mod options;
 mod ping;
+mod ports;
 mod proxy;
 mod prune;
 mod run;
@@ -63,6 +64,7 @@ pub(crate) enum Verb {
     Ping(ping::Ping),
     Console(console::Console),
     Forward(forward::Forward),
+    Ports(ports::Ports),
     Logs(logs::Logs),
 }
 
@@ -90,6 +92,7 @@ impl Verb {
             | Self::Health(_)
             | Self::Ping(_)
             | Self::Forward(_)
+            | Self::Ports(_)
             | Self::Logs(_) => false,
         }
     }
@@ -117,6 +120,7 @@ impl Verb {
             Self::Health(health) => health.run(context).await,
             Self::Ping(ping) => ping.run(context).await,
             Self::Forward(forward) => forward.run(context).await,
+            Self::Ports(ports) => ports.run(context).await,
             Self::Logs(logs) => logs.run(context).await,
         }
     }

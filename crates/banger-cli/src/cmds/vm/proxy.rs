@@ -56,7 +56,7 @@ impl Proxy {
                     return Err(guest::explained(report, &mut session, vm, &mut interrupts).await?.into());
                 }
                 let report = report.cause("nothing listens on that port in the guest");
-                Err(report.hint(format!("start it there: banger vm exec {vm} -- CMD")).into())
+                Err(report.hint(format!("what listens there: banger vm ports {vm}")).into())
             }
             Ok(Outcome::Failed(failure)) => Err(exec::guest_failed(text, &failure)),
             Ok(other) => Err(exec::unexpected(&other)),
