@@ -24,8 +24,8 @@ use crate::error::{Doing, StepError};
 use crate::hub::Session;
 use crate::{exec, log};
 
-/// A listener whose queue is full answers nothing; a client of TCP would wait for minutes.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A listener whose queue is full answers nothing for a while; TCP by itself would try for two minutes.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The most that is read at once, in bytes.
 const CHUNK: usize = 64 * 1024;
 /// What stream 2 says where there is no orderly end.

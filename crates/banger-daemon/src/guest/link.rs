@@ -252,8 +252,14 @@ impl Link {
     fn let_go(&mut self, gone: Vec<(SessionId, Gone)>) {
         for (session, why) in gone {
             let Some(client) = self.clients.remove(&session) else { continue };
-            match why {
+            match &why {
                 Gone::Closed => tracing::debug!(%session, "a client is gone"),
+                // Gone as well, with something that it had not read.
+                Gone::Socket(error)
+                    if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) =>
+                {
+                    tracing::debug!(%session, "a client is gone");
+                }
                 Gone::Socket(_) | Gone::Frame(_) | Gone::Rule(_) => {
                     tracing::warn!(%session, why = &why as &dyn std::error::Error, "a client is let go");
                 }

@@ -46,10 +46,10 @@ impl Services {
             (false, Some(_)) => return Err(invalid("only an ephemeral VM has a lease")),
         };
         let wanted = spec.forwards.clone();
-        let record = self.record(spec).await?;
-        // Before the VM is made: one whose ports are taken is not.
         let world = self.drivers.world().clone();
+        // First of all: nobody is to wait for an image to be built for a VM that cannot have its ports.
         let taken = world.forwards.take(&wanted)?;
+        let record = self.record(spec).await?;
         let key = record.key();
         let job = Arc::new(self.jobs.begin(JobKind::VmCreate, Subject::Vm(key.clone())).await?);
         let (row, forwards) = (record.clone(), taken.forwards());
