@@ -19,6 +19,7 @@ mod job;
 mod lifecycle;
 mod network;
 mod pid1;
+mod ports;
 mod refuse;
 mod run;
 mod ssh;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         pid1::TESTS,
         identity::TESTS,
         network::TESTS,
+        ports::TESTS,
         refuse::TESTS,
         trouble::TESTS,
         user::TESTS,
