@@ -25,7 +25,8 @@ use crate::port::{Owner, Pipe, Port};
 use crate::prepare::{Early, HandedOver};
 use crate::root::Root;
 use crate::{
-    booted, command, configure, connect, exec, files, log, machine, metrics, ports, power, root, sshd, uevent, vsock,
+    booted, command, configure, connect, exec, files, log, machine, metrics, ports, power, root, sshd,
+    uevent, vsock,
 };
 
 /// The name of the virtio-serial port.

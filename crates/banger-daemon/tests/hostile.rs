@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use banger_daemon::clock::HostClock;
 use banger_daemon::guest::Links;
-use banger_daemon::ports::{Guest, Guests};
+use banger_daemon::ports::{Channel, Guest, Guests};
 use banger_daemon::service::Services;
 use banger_proto::channel::{AgentLink, Limits, LinkEvent, OUTBOX_TARGET, ServerEvent, SessionTable, Stream};
 use banger_proto::daemon::{Accepted, JobEventKind, JobResult, StartOptions};
@@ -46,8 +46,8 @@ enum Lie {
 struct ToAgent(PathBuf);
 
 impl Guests for ToAgent {
-    fn link(&self, vm: &VmId, _: PathBuf) -> Arc<dyn Guest> {
-        Links.link(vm, self.0.clone())
+    fn link(&self, vm: &VmId, _: Channel) -> Arc<dyn Guest> {
+        Links.link(vm, Channel::Port(self.0.clone()))
     }
 }
 
@@ -202,6 +202,7 @@ fn an_agent_that_lies_costs_a_bounded_time_and_memory_and_a_line() {
             nat: true,
             ephemeral: false,
             env: BTreeMap::new(),
+            forwards: Vec::new(),
         };
         let start = StartOptions { wait: Wait::Agent, timeout_s: 30 };
         let made = done(&services, services.vm_create(spec, Some(start), None).await).await;

@@ -83,6 +83,8 @@ impl Open {
             Self::Configure(_)
             | Self::Exec(_)
             | Self::Health
+            | Self::System
+            | Self::Clock { .. }
             | Self::AwaitBoot
             | Self::GrowRoot
             | Self::Shutdown { .. }

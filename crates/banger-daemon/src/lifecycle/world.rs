@@ -12,9 +12,8 @@ use super::faults::Faults;
 use super::identity::{self, OwnerKey};
 use super::journal::Journal;
 use super::known_hosts::KnownHosts;
-use crate::ports::{Contents, Guests, RootDisks, VmDirs, Vmm, WallClock};
 use crate::forward::Forwards;
-use crate::ports::{Contents, Guests, RootDisks, VmDirs, Vmm};
+use crate::ports::{Contents, Guests, RootDisks, VmDirs, Vmm, WallClock};
 use crate::store::Store;
 
 /// What the daemon is made of.

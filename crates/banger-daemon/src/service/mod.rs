@@ -7,8 +7,8 @@
 mod clocks;
 pub mod contents;
 pub(crate) mod drivers;
-mod health;
 mod forward;
+mod health;
 mod image;
 mod kernel;
 mod logs;

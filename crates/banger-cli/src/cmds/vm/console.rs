@@ -11,7 +11,7 @@ use tokio::net::unix::pipe::Receiver;
 use crate::client::CallError;
 use crate::context::Context;
 use crate::error::{CliError, io_error};
-use crate::escape::Escape;
+use crate::escape::{Asked, Escape};
 use crate::exec::{Feed, Input, read_stdin};
 use crate::names;
 use crate::session::Session;
@@ -57,7 +57,7 @@ impl Console {
                 },
                 key = keys.next() => match key {
                     Feed::Bytes(typed) if typed.contains(&CTRL_C) => break INTERRUPTED,
-                    Feed::Bytes(typed) if escape.filter(&typed).leave => break 0,
+                    Feed::Bytes(typed) if escape.filter(&typed).asked.contains(&Asked::Leave) => break 0,
                     Feed::Bytes(_) => {}
                     Feed::End | Feed::Failed(_) => keys = Input::none(),
                 },
