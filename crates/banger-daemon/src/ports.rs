@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use banger_proto::guest::{Open, Outcome};
-use banger_proto::{ByteSize, Digest, ErrorReport, SessionId, VmId, VmName};
+use banger_proto::{ByteSize, Digest, ErrorCode, ErrorReport, SessionId, VmId, VmName};
 use banger_sys::process::ProcessRecord;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -38,7 +38,7 @@ impl VmDirs {
         self.runtime.join("channel.sock")
     }
 
-    /// The VM's own root disk, where it is an overlay over its image.
+    /// The VM's own root disk, where it is an overlay over its image; one that was branched has more files beside it.
     pub fn root_qcow2(&self) -> PathBuf {
         self.state.join("root.qcow2")
     }
@@ -246,7 +246,7 @@ pub trait Machine: Send + Sync {
     fn accelerator(&self) -> Accelerator;
     /// The VMM's process id.
     fn pid(&self) -> u32;
-    /// Stops the vCPUs.
+    /// Stops the vCPUs; what the guest has written is in its disk's file then.
     async fn pause(&self) -> Result<(), ErrorReport>;
     /// Lets them run again.
     async fn resume(&self) -> Result<(), ErrorReport>;
@@ -256,10 +256,45 @@ pub trait Machine: Send + Sync {
     /// are. The guest's link is closed before: what is under way on it would be part of the saved guest. The machine stays
     /// paused and can go on. After a failure it does as well, and nothing is left in the directory.
     async fn save(&self, to: &Path) -> Result<(), ErrorReport>;
+    /// Goes on writing the root disk to `overlay`, a qcow2 file over the one that was written until now. Of a VMM
+    /// that opens raw files alone this is never asked.
+    async fn write_root_to(&self, overlay: &Path) -> Result<(), ErrorReport> {
+        Err(ErrorReport::new(ErrorCode::HostUnsupported, "cannot branch the VM's root disk").cause(format!(
+            "{} cannot go on with {}",
+            self.kind(),
+            overlay.display()
+        )))
+    }
+    /// Makes the root disk larger while the guest runs. Tells whether the guest sees it now, or at its next start.
+    async fn grow_root(&self, size: ByteSize) -> Result<Grown, ErrorReport> {
+        let _ = size;
+        Ok(Grown::AtNextStart)
+    }
     /// Ends the VMM at once and waits until it is gone, with the VM's other processes and runtime files.
     async fn kill(&self) -> Result<(), ErrorReport>;
     /// `Some` once the machine has ended.
     fn exit(&self) -> watch::Receiver<Option<MachineExit>>;
+}
+
+/// When a running guest sees that its disk has grown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grown {
+    /// Its disk has the new size.
+    Now,
+    /// The VMM cannot do it: the disk is as it was.
+    AtNextStart,
+}
+
+/// The moment at which a disk is frozen, seen from whoever writes it.
+#[async_trait]
+pub trait Moment: Send + Sync {
+    /// From here on nothing is written, and what was written is in the disk's file.
+    async fn begins(&self) -> Result<(), ErrorReport>;
+    /// What is written later goes to this file, a qcow2 overlay over the one that was written until now. Only where the
+    /// strategy has overlays; returns when the old file is only read.
+    async fn goes_on_with(&self, overlay: &Path) -> Result<(), ErrorReport>;
+    /// The disk may be written again. Also called where something failed, the begin included.
+    async fn ends(&self) -> Result<(), ErrorReport>;
 }
 
 /// Root disks of one strategy.
@@ -267,13 +302,19 @@ pub trait Machine: Send + Sync {
 pub trait RootDisks: Send + Sync {
     /// The strategy's name, as `vm show` prints it.
     fn strategy(&self) -> &'static str;
-    /// Makes a VM's root disk over an image's ext4 file, with the same cost whatever its size. Replaces one
-    /// that an interrupted create left.
+    /// Makes a VM's root disk over an image's ext4 file. Replaces one that an interrupted create or branch left.
     async fn create(&self, image: &Path, size: ByteSize, dirs: &VmDirs) -> Result<(), ErrorReport>;
     /// The disk of a VM, to be attached.
     async fn open(&self, dirs: &VmDirs) -> Result<RootDisk, ErrorReport>;
     /// Makes the disk of a stopped VM larger. The guest grows its file system at the next boot.
     async fn grow(&self, dirs: &VmDirs, size: ByteSize) -> Result<(), ErrorReport>;
+    /// Freezes a VM's disk as it is at `moment` and branches it in two: the VM goes on with one, and the other is a disk
+    /// of its own, that of `branch`. Neither sees what is written to the other, and each can be removed first. Where
+    /// this is cut off, `branch` has no disk and the VM's is whole; what was left is replaced by the next one.
+    async fn branch(&self, dirs: &VmDirs, branch: &VmDirs, moment: &dyn Moment) -> Result<(), ErrorReport>;
+    /// Makes the disk of a stopped VM as if it had never been branched: nothing below it but its image. It may be
+    /// cut off and repeated.
+    async fn flatten(&self, dirs: &VmDirs) -> Result<(), ErrorReport>;
     /// Bytes of the host's disk that it takes for itself.
     async fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport>;
     /// Removes it. Idempotent.

@@ -9,7 +9,7 @@ use banger_sys::env;
 use banger_sys::paths::{Paths, from_home};
 
 use crate::clock::HostClock;
-use crate::disk::HostDisks;
+use crate::disk::{Formats, HostDisks};
 use crate::guest::Links;
 use crate::launch::Launcher;
 use crate::lifecycle::identity::OwnerKey;
@@ -18,7 +18,7 @@ use crate::service::{Library, Ports};
 use crate::vmm::choice;
 use crate::vmm::qemu::{Qemu, QemuConfig};
 
-/// The ports of a daemon of user mode: QEMU, the root disks that its file system is good for, passt. Programs are looked for when they are needed,
+/// The ports of a daemon of user mode: QEMU, root disks, passt. Programs are looked for when they are needed,
 /// so a daemon without them still lists and deletes.
 pub fn ports(paths: &Paths, config: &Config) -> Result<Ports, ErrorReport> {
     let qemu = QemuConfig {
@@ -28,7 +28,7 @@ pub fn ports(paths: &Paths, config: &Config) -> Result<Ports, ErrorReport> {
     };
     Ok(Ports {
         vmm: choice::in_user_mode(config.vmm.value, Arc::new(Qemu::new(qemu))),
-        disks: Arc::new(HostDisks::below(&paths.state)),
+        disks: Arc::new(HostDisks::below(&paths.state, Formats::RawAndQcow2)),
         guests: Arc::new(Links),
         clock: Arc::new(HostClock::default()),
         contents: Arc::new(Library::open(paths, agent()?)?),

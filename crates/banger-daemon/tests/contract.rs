@@ -2,15 +2,15 @@
 //! test.)
 
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, ensure};
 use async_trait::async_trait;
-use banger_daemon::disk::{HostDisks, Qcow2Disks, ReflinkDisks};
-use banger_daemon::ports::{Guests, Launch, Machine, RootDisks, VmDirs, Vmm};
+use banger_daemon::disk::{Formats, HostDisks, Qcow2Disks, ReflinkDisks, SparseDisks};
+use banger_daemon::ports::{Guests, Launch, Machine, RootDisk, RootDisks, VmDirs, Vmm};
 use banger_proto::{ByteSize, VmId};
 use banger_sys::process::ProcessRecord;
 use testkit::contract::machines::{self, Answers, Life};
@@ -91,6 +91,15 @@ impl disks::Bench for Fakes {
         Ok(())
     }
 
+    fn write(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<()> {
+        ensure!(self.world.write_disk(&disk.path, at, byte), "there is no {}", disk.path.display());
+        Ok(())
+    }
+
+    fn holds(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<bool> {
+        Ok(self.world.read_disk(&disk.path, at) == Some(byte))
+    }
+
     fn full(&self) -> Option<VmDirs> {
         self.world.disk_full(true);
         Some(disks::Bench::dirs(self))
@@ -129,9 +138,38 @@ impl disks::Bench for Qcow2 {
         Ok(std::fs::write(dirs.state.join("root.qcow2.new"), b"QFI\xfb and no more")?)
     }
 
+    fn write(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<()> {
+        let done =
+            qemu_io(disk, &format!("write -q -P {byte} {} {}", at.as_bytes(), disks::PIECE.as_bytes()))?;
+        ensure!(done, "{} cannot be written", disk.path.display());
+        Ok(())
+    }
+
+    fn holds(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<bool> {
+        qemu_io(disk, &format!("read -q -P {byte} {} {}", at.as_bytes(), disks::PIECE.as_bytes()))
+    }
+
     fn full(&self) -> Option<VmDirs> {
         self.full.clone().map(|state| VmDirs { runtime: self.dir.path().join("run"), state })
     }
+}
+
+/// Has QEMU's own code do something to a disk; false where it failed, or found other bytes.
+fn qemu_io(disk: &RootDisk, command: &str) -> anyhow::Result<bool> {
+    let mut line = Command::new("qemu-io");
+    line.args(["-f", disk.format, "-c", command]).arg(&disk.path).stdin(Stdio::null());
+    Ok(line.output().context("running qemu-io")?.status.success())
+}
+
+fn write_raw(disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<()> {
+    let file = std::fs::File::options().write(true).open(&disk.path)?;
+    Ok(file.write_all_at(&vec![byte; usize::try_from(disks::PIECE.as_bytes())?], at.as_bytes())?)
+}
+
+fn raw_holds(disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<bool> {
+    let mut piece = vec![!byte; usize::try_from(disks::PIECE.as_bytes())?];
+    std::fs::File::open(&disk.path)?.read_exact_at(&mut piece, at.as_bytes())?;
+    Ok(piece.iter().all(|there| *there == byte))
 }
 
 fn sparse(path: PathBuf, size: ByteSize) -> anyhow::Result<PathBuf> {
@@ -197,6 +235,95 @@ async fn qcow2_disks_are_some_where_one_is_full() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Disks that are copies, in a directory of any file system.
+struct Sparse {
+    dir: PathBuf,
+    ids: Ids,
+    full: Option<PathBuf>,
+}
+
+/// The data of an image, which each copy has for itself.
+const DATA: ByteSize = ByteSize::mib(4);
+
+impl disks::Bench for Sparse {
+    fn disks(&self) -> Arc<dyn RootDisks> {
+        Arc::new(SparseDisks)
+    }
+
+    fn dirs(&self) -> VmDirs {
+        let below = |what: &str| self.dir.join(what).join(self.ids.next().as_str());
+        VmDirs { runtime: below("run"), state: below("vms") }
+    }
+
+    fn image(&self, size: ByteSize) -> anyhow::Result<PathBuf> {
+        let path = sparse(self.dir.join(format!("{}.ext4", size.as_bytes())), size)?;
+        let data = vec![7; usize::try_from(DATA.as_bytes())?];
+        std::fs::File::options().write(true).open(&path)?.write_all_at(&data, 1 << 20)?;
+        Ok(path)
+    }
+
+    fn interrupt_create(&self, dirs: &VmDirs) -> anyhow::Result<()> {
+        std::fs::create_dir_all(&dirs.state)?;
+        Ok(std::fs::write(dirs.state.join("root.raw.new"), vec![9; 3 << 20])?)
+    }
+
+    fn new_takes(&self, _: &Path) -> anyhow::Result<ByteSize> {
+        Ok(ByteSize::bytes(DATA.as_bytes() + (1 << 20)))
+    }
+
+    fn write(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<()> {
+        write_raw(disk, at, byte)
+    }
+
+    fn holds(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<bool> {
+        raw_holds(disk, at, byte)
+    }
+
+    fn full(&self) -> Option<VmDirs> {
+        self.full.clone().map(|state| VmDirs { runtime: self.dir.join("run"), state })
+    }
+}
+
+const SPARSE: &str = "sparse_disks_are_some";
+
+/// On the file system of temporary files; and once more, in namespaces of its own, on a tmpfs and one that is full.
+#[tokio::test]
+async fn sparse_disks_are_some() -> anyhow::Result<()> {
+    const DIR: &str = "BANGER_TEST_SPARSE";
+    let (dir, here) = (std::env::var_os(DIR), tempfile::tempdir()?);
+    let full = dir.as_ref().map(|dir| Path::new(dir).join("full"));
+    let dir = dir.map_or_else(|| here.path().to_owned(), PathBuf::from);
+    let chosen = HostDisks::below(&dir, Formats::Raw);
+    if !ReflinkDisks::work_between(&dir, &dir) {
+        ensure!(chosen.strategy() == "sparse-copy", "{} is chosen", chosen.strategy());
+    }
+    let inside = full.is_some();
+    let bench = Sparse { dir, ids: Ids::default(), full };
+    contract::run(disks::CASES, &bench as &dyn disks::Bench).await?;
+    if inside {
+        return Ok(());
+    }
+    let script = "mount -t tmpfs none \"$0\" && mkdir \"$0/full\" && mount -t tmpfs -o size=64k none \"$0/full\" \
+                  && exec \"$@\"";
+    let mount = ["--mount", "--user", "--map-root-user", "--", "sh", "-c", script];
+    let unshare = |args: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(mount).arg(here.path()).args(args).stdin(Stdio::null());
+        command
+    };
+    if !unshare(&["true"]).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        testkit::not_run(SPARSE, "unshare may not mount a tmpfs here");
+        return Ok(());
+    }
+    let own = std::env::current_exe()?;
+    let own = own.to_str().context("no text")?;
+    let output = unshare(&[own, "--exact", SPARSE, "--nocapture"]).env(DIR, here.path()).output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "on tmpfs: {said}{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(said.contains("1 passed"), "it did not run: {said}");
+    Ok(())
+}
+
 /// Disks in a directory of a file system that can share data between files.
 struct Reflink {
     dir: PathBuf,
@@ -224,6 +351,14 @@ impl disks::Bench for Reflink {
         Ok(std::fs::write(dirs.state.join("root.raw.new"), b"not yet a disk")?)
     }
 
+    fn write(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<()> {
+        write_raw(disk, at, byte)
+    }
+
+    fn holds(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<bool> {
+        raw_holds(disk, at, byte)
+    }
+
     fn full(&self) -> Option<VmDirs> {
         // A file system without room keeps some for what it needs itself: a copy that takes none may still be made.
         None
@@ -236,7 +371,7 @@ impl Reflink {
         let image = disks::Bench::image(self, ByteSize::mib(64))?;
         let (one, two) = (disks::Bench::dirs(self), disks::Bench::dirs(self));
         let told = |error: banger_proto::ErrorReport| anyhow::anyhow!("{error:?}");
-        let chosen = HostDisks::below(&self.dir);
+        let chosen = HostDisks::below(&self.dir, Formats::RawAndQcow2);
         ensure!(chosen.strategy() == "reflink", "{} is chosen", chosen.strategy());
         for dirs in [&one, &two] {
             chosen.create(&image, ByteSize::mib(64), dirs).await.map_err(told)?;

@@ -1,16 +1,21 @@
 //! What every strategy for root disks does.
 
+mod branches;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use banger_daemon::ports::{RootDisks, VmDirs};
+use banger_daemon::ports::{RootDisk, RootDisks, VmDirs};
 use banger_proto::{ByteSize, ErrorCode};
 
 use super::{cases, whole};
 
 /// What a new disk may take for itself, whatever its size.
 const LITTLE: ByteSize = ByteSize::mib(1);
+
+/// How much is written at once.
+pub const PIECE: ByteSize = ByteSize::bytes(64 << 10);
 
 /// A strategy and a place for its disks.
 pub trait Bench: Send + Sync {
@@ -22,6 +27,14 @@ pub trait Bench: Send + Sync {
     fn image(&self, size: ByteSize) -> anyhow::Result<PathBuf>;
     /// Leaves what a create leaves that was cut off.
     fn interrupt_create(&self, dirs: &VmDirs) -> anyhow::Result<()>;
+    /// What a new disk over this image may take for itself.
+    fn new_takes(&self, _image: &std::path::Path) -> anyhow::Result<ByteSize> {
+        Ok(LITTLE)
+    }
+    /// Fills [`PIECE`] at this place of a disk with a byte, as a guest would.
+    fn write(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<()>;
+    /// Whether [`PIECE`] at this place of a disk holds this byte and no other.
+    fn holds(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<bool>;
     /// Directories of a VM on a disk without room, until the next call of another method. `None` where there can be none.
     fn full(&self) -> Option<VmDirs>;
 }
@@ -30,11 +43,19 @@ cases!(dyn Bench:
     a_disk_is_made_over_its_image,
     one_smaller_than_its_image_is_refused,
     an_interrupted_create_is_replaced,
-    a_create_costs_the_same_whatever_the_size,
+    a_new_disk_takes_little_whatever_the_size,
     a_disk_grows_and_never_shrinks,
     a_disk_is_removed_and_what_is_gone_stays_gone,
     a_full_disk_is_told_and_nothing_is_left,
+    a_branched_disk_is_two,
+    a_disk_is_branched_at_its_moment,
+    branches_are_branched_and_flattened,
+    branches_are_bounded,
+    a_branch_that_is_cut_off_is_none,
+    a_branch_that_fails_leaves_nothing,
 );
+
+use branches::*;
 
 async fn a_disk_is_made_over_its_image(bench: &dyn Bench) -> anyhow::Result<()> {
     let (disks, dirs, image) = (bench.disks(), bench.dirs(), bench.image(ByteSize::mib(64))?);
@@ -71,13 +92,13 @@ async fn an_interrupted_create_is_replaced(bench: &dyn Bench) -> anyhow::Result<
     nothing(&*disks, &dirs).await
 }
 
-async fn a_create_costs_the_same_whatever_the_size(bench: &dyn Bench) -> anyhow::Result<()> {
+async fn a_new_disk_takes_little_whatever_the_size(bench: &dyn Bench) -> anyhow::Result<()> {
     let disks = bench.disks();
     for size in [ByteSize::mib(16), ByteSize::mib(8192)] {
         let (dirs, image) = (bench.dirs(), bench.image(size)?);
         disks.create(&image, size, &dirs).await.map_err(whole)?;
         let used = disks.usage(&dirs).await.map_err(whole)?;
-        ensure!(used < LITTLE, "a disk over {size} takes {used}");
+        ensure!(used < bench.new_takes(&image)?, "a disk over {size} takes {used}");
         disks.remove(&dirs).await.map_err(whole)?;
         ensure!(disks.usage(&dirs).await.is_err(), "a disk that is gone takes room");
     }

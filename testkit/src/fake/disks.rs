@@ -1,9 +1,10 @@
 //! Root disks that are only an entry, away from a VM's own directory, as a device would be.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use async_trait::async_trait;
-use banger_daemon::ports::{RootDisk, RootDisks, VmDirs};
+use banger_daemon::ports::{Moment, RootDisk, RootDisks, VmDirs};
 use banger_proto::{ByteSize, ErrorCode, ErrorReport};
 use banger_sys::paths::make_private;
 
@@ -18,6 +19,14 @@ pub(super) struct Disk {
     pub(super) size: ByteSize,
     /// Not one that an interrupted create left.
     pub(super) complete: bool,
+    /// What was written, by its place.
+    pieces: BTreeMap<ByteSize, u8>,
+}
+
+impl Disk {
+    fn new(size: ByteSize) -> Self {
+        Self { size, complete: true, pieces: BTreeMap::new() }
+    }
 }
 
 /// The disks of a world.
@@ -41,8 +50,24 @@ impl FakeDisks {
 impl FakeWorld {
     /// Leaves what a create leaves that was cut off.
     pub fn interrupt_create(&self, dirs: &VmDirs) {
-        let disk = Disk { size: ByteSize::bytes(0), complete: false };
+        let disk = Disk { complete: false, ..Disk::new(ByteSize::bytes(0)) };
         self.change(|state| state.disks.insert(dirs.root_raw(), disk));
+    }
+
+    /// Fills a piece of a disk with a byte, as a guest would. False where there is no disk.
+    pub fn write_disk(&self, path: &Path, at: ByteSize, byte: u8) -> bool {
+        self.change(|state| match state.disks.get_mut(path) {
+            Some(disk) => {
+                disk.pieces.insert(at, byte);
+                true
+            }
+            None => false,
+        })
+    }
+
+    /// What a piece of a disk holds; `None` where there is no disk.
+    pub fn read_disk(&self, path: &Path, at: ByteSize) -> Option<u8> {
+        self.lock().disks.get(path).map(|disk| disk.pieces.get(&at).copied().unwrap_or_default())
     }
 }
 
@@ -68,7 +93,7 @@ impl RootDisks for FakeDisks {
                 state.disks.remove(&dirs.root_raw());
                 return Err(ErrorReport::new(ErrorCode::ResourceExhausted, doing).cause("the disk is full"));
             }
-            state.disks.insert(dirs.root_raw(), Disk { size, complete: true });
+            state.disks.insert(dirs.root_raw(), Disk::new(size));
             Ok(())
         })
     }
@@ -80,13 +105,44 @@ impl RootDisks for FakeDisks {
 
     async fn grow(&self, dirs: &VmDirs, size: ByteSize) -> Result<(), ErrorReport> {
         let doing = "cannot grow the VM's root disk";
-        let now = self.find(dirs, doing)?.size;
-        if size < now {
+        let disk = self.find(dirs, doing)?;
+        if size < disk.size {
             return Err(ErrorReport::new(ErrorCode::InvalidInput, doing)
-                .cause(format!("the disk has {now} and cannot be made smaller, to {size}")));
+                .cause(format!("the disk has {} and cannot be made smaller, to {size}", disk.size)));
         }
-        self.0.change(|state| state.disks.insert(dirs.root_raw(), Disk { size, complete: true }));
-        Ok(())
+        self.0.change(|state| match state.script.disk_full {
+            true => Err(ErrorReport::new(ErrorCode::ResourceExhausted, doing).cause("the disk is full")),
+            false => {
+                state.disks.insert(dirs.root_raw(), Disk { size, ..disk });
+                Ok(())
+            }
+        })
+    }
+
+    async fn branch(&self, dirs: &VmDirs, branch: &VmDirs, moment: &dyn Moment) -> Result<(), ErrorReport> {
+        let doing = "cannot branch the VM's root disk";
+        self.find(dirs, doing)?;
+        self.0.interrupt_create(branch);
+        let frozen = match moment.begins().await {
+            Ok(()) => self.find(dirs, doing),
+            Err(error) => Err(error),
+        };
+        let ended = moment.ends().await;
+        let made = frozen.and_then(|disk| ended.map(|()| disk));
+        self.0.change(|state| match made {
+            Ok(disk) => {
+                state.disks.insert(branch.root_raw(), disk);
+                Ok(())
+            }
+            Err(error) => {
+                state.disks.remove(&branch.root_raw());
+                Err(error)
+            }
+        })
+    }
+
+    async fn flatten(&self, dirs: &VmDirs) -> Result<(), ErrorReport> {
+        self.find(dirs, "cannot flatten the VM's root disk").map(drop)
     }
 
     async fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {

@@ -1,11 +1,13 @@
-//! What can go wrong with a root disk.
+//! What can go wrong with a root disk, and how work that blocks is done.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use banger_proto::{ByteSize, ErrorCode, ErrorReport};
 use banger_sys::command::CommandError;
 
-/// Why a disk could not be made, grown or looked at.
+/// Why a disk could not be made, changed or looked at.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskError {
     #[error("the disk's size of {size} is smaller than the image, which has {image}")]
@@ -26,12 +28,18 @@ pub(super) enum DiskError {
     },
     #[error("{} is not a qcow2 file", path.display())]
     NotQcow2 { path: PathBuf },
-    #[error("the file system makes no copy of {} that shares its data", image.display())]
+    #[error("{} is over {below:?}, which is no file of this disk", path.display())]
+    Stranger { path: PathBuf, below: String },
+    #[error("it has {0} files over each other already, one for each time that it was branched")]
+    Deep(usize),
+    #[error("the file system makes no copy of {} that shares its data", path.display())]
     NoReflink {
-        image: PathBuf,
+        path: PathBuf,
         #[source]
         source: std::io::Error,
     },
+    #[error("the copy was called off")]
+    Stopped,
     #[error("qemu-img failed")]
     Command(#[from] CommandError),
 }
@@ -48,9 +56,12 @@ impl DiskError {
             Self::Command(CommandError::Failed { stderr, .. }) if stderr.contains("No space left") => {
                 ErrorCode::ResourceExhausted
             }
+            Self::Deep(_) => ErrorCode::WrongState,
+            Self::Stopped => ErrorCode::Cancelled,
             Self::Directory { .. }
             | Self::Io { .. }
             | Self::NotQcow2 { .. }
+            | Self::Stranger { .. }
             | Self::NoReflink { .. }
             | Self::Command(_) => ErrorCode::Internal,
         };
@@ -76,8 +87,38 @@ pub(super) async fn blocking<T: Send + 'static>(
     doing: &'static str,
     work: impl FnOnce() -> Result<T, DiskError> + Send + 'static,
 ) -> Result<T, ErrorReport> {
-    match tokio::task::spawn_blocking(work).await {
+    stoppable(doing, |_| work()).await
+}
+
+/// Runs work that blocks for long. Whoever waits for it no longer has called it off: it is told to stop.
+pub(super) async fn stoppable<T: Send + 'static>(
+    doing: &'static str,
+    work: impl FnOnce(&Stop) -> Result<T, DiskError> + Send + 'static,
+) -> Result<T, ErrorReport> {
+    let stop = Stop(Arc::default());
+    let waits = Waits(stop.clone());
+    let done = tokio::task::spawn_blocking(move || work(&stop)).await;
+    drop(waits);
+    match done {
         Ok(result) => result.map_err(|error| error.report(doing)),
         Err(error) => Err(ErrorReport::caused_by(ErrorCode::Internal, doing, &error)),
+    }
+}
+
+/// Whether work is still wanted.
+#[derive(Debug, Clone)]
+pub(super) struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    pub(super) fn check(&self) -> Result<(), DiskError> {
+        if self.0.load(Ordering::Relaxed) { Err(DiskError::Stopped) } else { Ok(()) }
+    }
+}
+
+struct Waits(Stop);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
     }
 }

@@ -1,51 +1,78 @@
-//! Root disks: two strategies behind [`crate::ports::RootDisks`], and the choice between them.
+//! Root disks: the strategies behind [`crate::ports::RootDisks`], and the choice between them.
 //!
-//! | strategy | new disks | where |
-//! |---|---|---|
-//! | `reflink` | a raw file that shares the image's data | the state directory's file system can (btrfs, XFS) |
-//! | `qcow2` | an overlay over the image | everywhere else |
+//! | strategy | a new disk | a branch | where |
+//! |---|---|---|---|
+//! | `reflink` | a raw file that shares the image's data | shares the disk's data | the state directory's file system can (btrfs, XFS) |
+//! | `qcow2` | an overlay over the image | one more overlay on each side | the VMM reads qcow2, and `qemu-img` is there |
+//! | `sparse-copy` | a copy of the image without its holes | a copy of the disk | everywhere else |
 
 mod error;
 mod file;
+mod layers;
+mod moment;
 mod qcow2;
+mod raw;
 mod reflink;
+mod sparse;
 
 use std::path::Path;
 
 use async_trait::async_trait;
 use banger_proto::{ByteSize, ErrorReport};
+use banger_sys::command;
 
-use crate::ports::{RootDisk, RootDisks, VmDirs};
+use crate::ports::{Moment, RootDisk, RootDisks, VmDirs};
 
+pub use moment::{AtRest, Paused};
 pub use qcow2::Qcow2Disks;
 pub use reflink::ReflinkDisks;
+pub use sparse::SparseDisks;
 
-/// The root disks of this host. New ones are made by the best strategy that its file system has; one that is there is
-/// handled by the strategy that made it, which its file tells.
+/// What is being done when a disk is measured.
+const USAGE: &str = "cannot tell how much space the VM's root disk takes";
+
+/// Which formats of disks a VMM opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Formats {
+    /// Files that hold what the guest sees, byte for byte.
+    Raw,
+    /// Overlays as well.
+    RawAndQcow2,
+}
+
+/// The root disks of this host. New ones are made by the best strategy that it has; one that is there is handled by the
+/// strategy that made it, which its file tells.
 #[derive(Debug, Clone, Copy)]
 pub struct HostDisks {
     reflink: bool,
+    formats: Formats,
 }
 
 impl HostDisks {
     /// The strategies for VMs below the state directory.
-    pub fn below(state: &Path) -> Self {
+    pub fn below(state: &Path, formats: Formats) -> Self {
         // Images may be on a disk of their own.
         let images = state.join("images");
         let from = if images.is_dir() { &images } else { state };
-        Self { reflink: ReflinkDisks::work_between(from, state) }
+        Self { reflink: ReflinkDisks::work_between(from, state), formats }
     }
 
     fn new_ones(&self) -> &'static dyn RootDisks {
-        if self.reflink { &ReflinkDisks } else { &Qcow2Disks }
+        match self.formats {
+            _ if self.reflink => &ReflinkDisks,
+            // Looked for each time: it may be installed while the daemon runs.
+            Formats::RawAndQcow2 if command::find("qemu-img").is_some() => &Qcow2Disks,
+            Formats::Raw | Formats::RawAndQcow2 => &SparseDisks,
+        }
     }
 
     fn of(&self, dirs: &VmDirs) -> &'static dyn RootDisks {
-        match (dirs.root_raw().exists(), dirs.root_qcow2().exists()) {
-            (true, _) => &ReflinkDisks,
-            (false, true) => &Qcow2Disks,
+        match dirs.root_raw().exists() {
+            true if self.reflink => &ReflinkDisks,
+            true => &SparseDisks,
+            false if layers::all(dirs).is_ok_and(|(whole, _)| !whole.is_empty()) => &Qcow2Disks,
             // Whoever looks for it says that it is not there.
-            (false, false) => self.new_ones(),
+            false => self.new_ones(),
         }
     }
 }
@@ -68,12 +95,22 @@ impl RootDisks for HostDisks {
         self.of(dirs).grow(dirs, size).await
     }
 
+    async fn branch(&self, dirs: &VmDirs, branch: &VmDirs, moment: &dyn Moment) -> Result<(), ErrorReport> {
+        // What may be left of one of another kind would hide it.
+        self.remove(branch).await?;
+        self.of(dirs).branch(dirs, branch, moment).await
+    }
+
+    async fn flatten(&self, dirs: &VmDirs) -> Result<(), ErrorReport> {
+        self.of(dirs).flatten(dirs).await
+    }
+
     async fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
         self.of(dirs).usage(dirs).await
     }
 
     async fn remove(&self, dirs: &VmDirs) -> Result<(), ErrorReport> {
-        ReflinkDisks.remove(dirs).await?;
+        raw::remove(dirs).await?;
         Qcow2Disks.remove(dirs).await
     }
 }

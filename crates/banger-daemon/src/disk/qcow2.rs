@@ -1,7 +1,6 @@
 //! A VM's root disk as a qcow2 file over its image's ext4 file: made in a few milliseconds whatever the image's size,
-//! and the image is only ever read.
+//! and the image is only ever read. What a branch makes of it is in [`super::layers`].
 
-use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -10,10 +9,9 @@ use banger_proto::{ByteSize, ErrorReport};
 use banger_sys::command::Program;
 
 use super::error::{DiskError, blocking, io};
-use super::file;
-use crate::ports::{RootDisk, RootDisks, VmDirs};
-
-const FORMAT: &str = "qcow2";
+use super::layers::{self, Chain, FORMAT};
+use super::{file, moment, raw};
+use crate::ports::{Moment, RootDisk, RootDisks, VmDirs};
 
 /// Root disks by `qemu-img`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -31,44 +29,77 @@ impl RootDisks for Qcow2Disks {
     }
 
     async fn open(&self, dirs: &VmDirs) -> Result<RootDisk, ErrorReport> {
-        let path = dirs.root_qcow2();
+        let dirs = dirs.clone();
         blocking("cannot open the VM's root disk", move || {
-            Ok(RootDisk { size: virtual_size(&path)?, path, format: FORMAT })
+            let chain = layers::chain(&dirs)?;
+            Ok(RootDisk { size: chain.size, path: top(&dirs, &chain), format: FORMAT })
         })
         .await
     }
 
     async fn grow(&self, dirs: &VmDirs, size: ByteSize) -> Result<(), ErrorReport> {
-        let path = dirs.root_qcow2();
+        let dirs = dirs.clone();
         blocking("cannot grow the VM's root disk", move || {
-            let now = virtual_size(&path)?;
-            if size < now {
-                return Err(DiskError::Shrinks { now, size });
+            let chain = layers::chain(&dirs)?;
+            if size < chain.size {
+                return Err(DiskError::Shrinks { now: chain.size, size });
             }
-            let size = size.as_bytes().to_string();
-            Program::new("qemu-img")?.args(["resize", "-q", "-f", FORMAT]).arg(&path).arg(size).run()?;
+            let (path, size) = (top(&dirs, &chain), size.as_bytes().to_string());
+            Program::new("qemu-img")?.args(["resize", "-q", "-f", FORMAT]).arg(path).arg(size).run()?;
             Ok(())
         })
         .await
     }
 
+    async fn branch(&self, dirs: &VmDirs, branch: &VmDirs, moment: &dyn Moment) -> Result<(), ErrorReport> {
+        const DOING: &str = "cannot branch the VM's root disk";
+        let made = async {
+            let (from, to) = (dirs.clone(), branch.clone());
+            let next = blocking(DOING, move || layers::prepare(&from, &to)).await?;
+            let overlay = layers::path(dirs, next);
+            moment::held(moment, moment.goes_on_with(&overlay)).await?;
+            let to = branch.clone();
+            blocking(DOING, move || layers::commit(&to)).await
+        };
+        let made = made.await;
+        if made.is_err() {
+            // The first error is the one to tell. What the VM's own disk has got stays: it may be written already.
+            let _ = self.remove(branch).await;
+        }
+        made
+    }
+
+    async fn flatten(&self, dirs: &VmDirs) -> Result<(), ErrorReport> {
+        let dirs = dirs.clone();
+        blocking("cannot flatten the VM's root disk", move || layers::flatten(&dirs)).await
+    }
+
     async fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
-        let path = dirs.root_qcow2();
-        blocking("cannot tell how much space the VM's root disk takes", move || {
-            // Blocks of 512 bytes, whatever the file system's own (stat(2)).
-            let meta = std::fs::symlink_metadata(&path).map_err(io(&path))?;
-            Ok(ByteSize::bytes(meta.blocks().saturating_mul(512)))
+        let dirs = dirs.clone();
+        blocking(super::USAGE, move || {
+            let mut own = ByteSize::bytes(0);
+            for number in layers::chain(&dirs)?.numbers {
+                let path = layers::path(&dirs, number);
+                let meta = std::fs::symlink_metadata(&path).map_err(io(&path))?;
+                // One that has another name has it in another VM.
+                if meta.nlink() == 1 {
+                    own = ByteSize::bytes(own.as_bytes().saturating_add(raw::blocks(&meta).as_bytes()));
+                }
+            }
+            Ok(own)
         })
         .await
     }
 
     async fn remove(&self, dirs: &VmDirs) -> Result<(), ErrorReport> {
-        let path = dirs.root_qcow2();
-        blocking("cannot remove the VM's root disk", move || file::remove(&path)).await
+        let dirs = dirs.clone();
+        blocking("cannot remove the VM's root disk", move || layers::remove(&dirs)).await
     }
 }
 
 fn create(image: &Path, size: ByteSize, dirs: &VmDirs) -> Result<(), DiskError> {
+    // What a branch that was cut off has left would lie above it.
+    layers::remove(dirs)?;
     file::make(image, size, dirs, &dirs.root_qcow2(), |unfinished| {
         Program::new("qemu-img")?
             .args(["create", "-q", "-f", FORMAT, "-F", "raw", "-b"])
@@ -80,28 +111,6 @@ fn create(image: &Path, size: ByteSize, dirs: &VmDirs) -> Result<(), DiskError> 
     })
 }
 
-/// Bytes 24 to 31 of a qcow2 header, big endian, after the magic (QEMU's docs/interop/qcow2.txt).
-fn virtual_size(path: &Path) -> Result<ByteSize, DiskError> {
-    let mut header = [0; 32];
-    let file = File::open(path).map_err(io(path))?;
-    std::os::unix::fs::FileExt::read_exact_at(&file, &mut header, 0).map_err(io(path))?;
-    let (magic, rest) = header.split_at(4);
-    match <[u8; 8]>::try_from(&rest[20..28]) {
-        Ok(size) if magic == b"QFI\xfb" => Ok(ByteSize::bytes(u64::from_be_bytes(size))),
-        Ok(_) | Err(_) => Err(DiskError::NotQcow2 { path: path.to_owned() }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_file_that_is_no_disk_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let dirs = VmDirs { runtime: dir.path().join("run"), state: dir.path().to_owned() };
-        std::fs::write(dirs.root_qcow2(), [0; 64]).unwrap();
-        let error = Qcow2Disks.open(&dirs).await.unwrap_err();
-        assert!(error.causes[0].contains("not a qcow2 file"), "{error:?}");
-    }
+fn top(dirs: &VmDirs, chain: &Chain) -> std::path::PathBuf {
+    layers::path(dirs, chain.numbers.first().copied().unwrap_or_default())
 }

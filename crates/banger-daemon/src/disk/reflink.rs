@@ -9,9 +9,9 @@ use banger_proto::{ByteSize, ErrorReport};
 use banger_sys::extents;
 use rustix::fs::{Mode, OFlags};
 
-use super::error::{DiskError, blocking, io};
-use super::file;
-use crate::ports::{RootDisk, RootDisks, VmDirs};
+use super::error::{DiskError, Stop, blocking, io};
+use super::raw;
+use crate::ports::{Moment, RootDisk, RootDisks, VmDirs};
 
 /// Root disks by reflinks.
 #[derive(Debug, Clone, Copy, Default)]
@@ -40,37 +40,29 @@ impl RootDisks for ReflinkDisks {
     }
 
     async fn create(&self, image: &Path, size: ByteSize, dirs: &VmDirs) -> Result<(), ErrorReport> {
-        let (image, dirs) = (image.to_owned(), dirs.clone());
-        blocking("cannot make the VM's root disk", move || {
-            file::make(&image, size, &dirs, &dirs.root_raw(), |unfinished| clone(&image, unfinished, size))
-        })
-        .await
+        raw::create(image, size, dirs, clone).await
     }
 
     async fn open(&self, dirs: &VmDirs) -> Result<RootDisk, ErrorReport> {
-        let path = dirs.root_raw();
-        blocking("cannot open the VM's root disk", move || {
-            Ok(RootDisk { size: size_of(&path)?, path, format: "raw" })
-        })
-        .await
+        raw::open(dirs).await
     }
 
     async fn grow(&self, dirs: &VmDirs, size: ByteSize) -> Result<(), ErrorReport> {
-        let path = dirs.root_raw();
-        blocking("cannot grow the VM's root disk", move || {
-            let now = size_of(&path)?;
-            if size < now {
-                return Err(DiskError::Shrinks { now, size });
-            }
-            let file = File::options().write(true).open(&path).map_err(io(&path))?;
-            file.set_len(size.as_bytes()).and_then(|()| file.sync_all()).map_err(io(&path))
-        })
-        .await
+        raw::grow(dirs, size).await
+    }
+
+    async fn branch(&self, dirs: &VmDirs, branch: &VmDirs, moment: &dyn Moment) -> Result<(), ErrorReport> {
+        raw::branch(dirs, branch, moment, clone).await
+    }
+
+    async fn flatten(&self, dirs: &VmDirs) -> Result<(), ErrorReport> {
+        // It shares data, and depends on no other file.
+        raw::open(dirs).await.map(drop)
     }
 
     async fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
         let path = dirs.root_raw();
-        blocking("cannot tell how much space the VM's root disk takes", move || {
+        blocking(super::USAGE, move || {
             let file = File::open(&path).map_err(io(&path))?;
             extents::exclusive_bytes(&file).map(ByteSize::bytes).map_err(io(&path))
         })
@@ -78,23 +70,13 @@ impl RootDisks for ReflinkDisks {
     }
 
     async fn remove(&self, dirs: &VmDirs) -> Result<(), ErrorReport> {
-        let path = dirs.root_raw();
-        blocking("cannot remove the VM's root disk", move || file::remove(&path)).await
+        raw::remove(dirs).await
     }
 }
 
-/// Makes `copy` anew, whatever was there.
-fn clone(image: &Path, copy: &Path, size: ByteSize) -> Result<(), DiskError> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let source = File::open(image).map_err(io(image))?;
-    let mut options = File::options();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(copy).map_err(io(copy))?;
-    if let Err(error) = rustix::fs::ioctl_ficlone(&file, &source) {
-        return Err(DiskError::NoReflink { image: image.to_owned(), source: error.into() });
-    }
-    file.set_len(size.as_bytes()).map_err(io(copy))
-}
-
-fn size_of(path: &Path) -> Result<ByteSize, DiskError> {
-    Ok(ByteSize::bytes(std::fs::metadata(path).map_err(io(path))?.len()))
+fn clone(from: &Path, to: &Path, _: &Stop) -> Result<(), DiskError> {
+    let source = File::open(from).map_err(io(from))?;
+    let copy = raw::emptied(to)?;
+    rustix::fs::ioctl_ficlone(&copy, &source)
+        .map_err(|error| DiskError::NoReflink { path: from.to_owned(), source: error.into() })
 }

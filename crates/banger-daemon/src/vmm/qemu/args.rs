@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use banger_sys::become_program::FIRST_FD;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::net::plan;
 use crate::ports::{Accelerator, Launch};
@@ -21,6 +21,9 @@ pub const AGENT_PORT: &str = "dev.banger.agent";
 pub const ROOT_SERIAL: &str = "root";
 /// See [`ROOT_SERIAL`].
 pub const MODULES_SERIAL: &str = "modules";
+
+/// The node of the root disk that QEMU is started with; those of later overlays begin so as well.
+pub const ROOT_NODE: &str = "root";
 
 /// QEMU's descriptors, in the order in which they are handed over.
 pub const CONSOLE_FD: RawFd = FIRST_FD;
@@ -124,23 +127,26 @@ pub fn args(launch: &Launch, host: HostFacts, origin: Origin) -> Result<Vec<OsSt
     Ok(args)
 }
 
-/// The root disk: writes are unmapped where they hold only zeros or the guest discards them, so that the file does not
-/// only grow. Through the host's page cache, which all VMs of an image share; the guest's flushes reach the disk.
-/// Threads, not io_uring, which containers and hardened hosts forbid.
 fn root_disk(launch: &Launch) -> Result<String, BadPath> {
+    Ok(root_node(ROOT_NODE, launch.root.format, &launch.root.path)?.to_string())
+}
+
+/// A root disk as a node of QEMU's: writes are unmapped where they hold only zeros or the guest discards them, so that
+/// the file does not only grow. Through the host's page cache, which all VMs of an image share; the guest's flushes
+/// reach the disk. Threads, not io_uring, which containers and hardened hosts forbid.
+pub fn root_node(name: &str, format: &str, path: &Path) -> Result<Value, BadPath> {
     Ok(json!({
-        "driver": launch.root.format,
-        "node-name": "root",
+        "driver": format,
+        "node-name": name,
         "discard": "unmap",
         "detect-zeroes": "unmap",
         "file": {
             "driver": "file",
-            "filename": utf8(&launch.root.path)?,
+            "filename": utf8(path)?,
             "aio": "threads",
             "discard": "unmap",
         },
-    })
-    .to_string())
+    }))
 }
 
 fn modules_drive(launch: &Launch) -> Result<String, BadPath> {

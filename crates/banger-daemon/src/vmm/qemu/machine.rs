@@ -9,14 +9,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use banger_proto::{ErrorCode, ErrorReport};
+use banger_proto::{ByteSize, ErrorCode, ErrorReport};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument;
 
 use super::qmp::{Command, Message, Qmp, QmpError, TIMEOUT};
-use super::save;
-use crate::ports::{Accelerator, Channel, Machine, MachineExit, VmDirs};
+use super::{root, save};
+use crate::ports::{Accelerator, Channel, Grown, Machine, MachineExit, VmDirs};
 use crate::vmm::running::{LAST_WORDS, Running};
 use crate::vmm::{begin, processes};
 
@@ -58,9 +58,11 @@ impl QemuMachine {
         }
     }
 
-    async fn change(&self, name: &'static str, doing: &str) -> Result<(), ErrorReport> {
-        let done = self.execute(Command::plain(name)).await;
-        done.map(drop).map_err(|error| ErrorReport::caused_by(ErrorCode::VmmFailed, doing, &error))
+    /// The same, with an error that says what was being done.
+    pub(super) async fn command(&self, command: Command, doing: &str) -> Result<Value, ErrorReport> {
+        self.execute(command)
+            .await
+            .map_err(|error| ErrorReport::caused_by(ErrorCode::VmmFailed, doing, &error))
     }
 }
 
@@ -79,11 +81,11 @@ impl Machine for QemuMachine {
     }
 
     async fn pause(&self) -> Result<(), ErrorReport> {
-        self.change("stop", "cannot pause the VM").await
+        self.command(Command::plain("stop"), "cannot pause the VM").await.map(drop)
     }
 
     async fn resume(&self) -> Result<(), ErrorReport> {
-        self.change("cont", "cannot resume the VM").await
+        self.command(Command::plain("cont"), "cannot resume the VM").await.map(drop)
     }
 
     fn channel(&self) -> Channel {
@@ -92,6 +94,14 @@ impl Machine for QemuMachine {
 
     async fn save(&self, to: &Path) -> Result<(), ErrorReport> {
         save::save(self, to).await
+    }
+
+    async fn write_root_to(&self, overlay: &Path) -> Result<(), ErrorReport> {
+        root::write_to(self, overlay).await
+    }
+
+    async fn grow_root(&self, size: ByteSize) -> Result<Grown, ErrorReport> {
+        root::grow(self, size).await
     }
 
     async fn kill(&self) -> Result<(), ErrorReport> {

@@ -10,6 +10,7 @@ pub mod args;
 pub mod host;
 mod machine;
 pub mod qmp;
+mod root;
 mod save;
 mod start;
 

@@ -1,0 +1,65 @@
+//! The moments at which a disk is branched: while nobody writes it, and while a machine does.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use banger_proto::ErrorReport;
+
+use crate::ports::{Machine, Moment};
+
+/// The VM does not run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AtRest;
+
+#[async_trait]
+impl Moment for AtRest {
+    async fn begins(&self) -> Result<(), ErrorReport> {
+        Ok(())
+    }
+
+    async fn goes_on_with(&self, _: &Path) -> Result<(), ErrorReport> {
+        Ok(())
+    }
+
+    async fn ends(&self) -> Result<(), ErrorReport> {
+        Ok(())
+    }
+}
+
+/// A machine runs: it is paused for the moment.
+pub struct Paused(pub Arc<dyn Machine>);
+
+impl std::fmt::Debug for Paused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Paused").field(&self.0.pid()).finish()
+    }
+}
+
+#[async_trait]
+impl Moment for Paused {
+    async fn begins(&self) -> Result<(), ErrorReport> {
+        self.0.pause().await
+    }
+
+    async fn goes_on_with(&self, overlay: &Path) -> Result<(), ErrorReport> {
+        self.0.write_root_to(overlay).await
+    }
+
+    async fn ends(&self) -> Result<(), ErrorReport> {
+        self.0.resume().await
+    }
+}
+
+/// Does something within a moment, and ends that whatever comes of it.
+pub(super) async fn held(
+    moment: &dyn Moment,
+    work: impl Future<Output = Result<(), ErrorReport>>,
+) -> Result<(), ErrorReport> {
+    let done = match moment.begins().await {
+        Ok(()) => work.await,
+        Err(error) => Err(error),
+    };
+    let ended = moment.ends().await;
+    done.and(ended)
+}
