@@ -1,6 +1,7 @@
 //! What the end-to-end tests and the benchmark share: namespaces for a test, a world of its own for each, and the
 //! kernel and images that all of them boot.
 
+pub mod branch;
 pub mod cache;
 pub mod help;
 pub mod isolate;

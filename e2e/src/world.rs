@@ -8,9 +8,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use banger_daemon::ports::{RootDisks, VmDirs};
 use testkit::leaks::{self, Picture};
 
-use crate::{KERNEL, TINY, cache, isolate};
+use crate::{KERNEL, TINY, branch, cache, isolate};
 
 /// Longest run of one command line. Emulated machines on a busy host are slow; a hang is still found.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -235,16 +236,27 @@ impl World {
 
     /// Checks the file system of a VM that is at rest: it was left whole, with nothing to replay or to mend.
     pub fn check_disk(&self, name: &str) -> anyhow::Result<()> {
-        let (dir, raw) = (self.vm_dir(name)?, self.dir.join("tmp/disk.raw"));
-        let disk = |format: &str| dir.join(format!("root.{format}"));
-        let format = if disk("raw").exists() { "raw" } else { "qcow2" };
-        let (disk, to) = (disk(format), raw.to_str().context("no text")?);
-        let from = disk.to_str().context("no text")?;
-        isolate::run("qemu-img", &["convert", "-f", format, "-O", "raw", from, to])?;
-        // Replaying the journal is what -n does not do: a disk that needs it is not clean.
-        let checked = isolate::run("e2fsck", &["-f", "-n", to]);
+        self.with_raw_disk(&self.vm_dir(name)?, |raw| {
+            // Replaying the journal is what -n does not do: a disk that needs it is not clean.
+            isolate::run("e2fsck", &["-f", "-n", raw])
+        })
+        .with_context(|| format!("the disk of {name}"))
+    }
+
+    /// Gives a copy of the root disk in a directory as the guest sees it: a file that may be changed, and goes.
+    pub fn with_raw_disk<T>(
+        &self,
+        dir: &Path,
+        look: impl FnOnce(&str) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let dirs = VmDirs { runtime: self.runtime.clone(), state: dir.to_owned() };
+        let disk = branch::wait(branch::disks(self).open(&dirs))?;
+        let raw = self.dir.join("tmp/disk.raw");
+        let (from, to) = (disk.path.to_str().context("no text")?, raw.to_str().context("no text")?);
+        isolate::run("qemu-img", &["convert", "-f", disk.format, "-O", "raw", from, to])?;
+        let looked = look(to);
         fs::remove_file(&raw)?;
-        checked.with_context(|| format!("the disk of {name}"))
+        looked
     }
 
     /// Names of all VMs.

@@ -11,14 +11,16 @@ use e2e::isolate;
 use e2e::world::{SMALL, World, alive, find, wait};
 use rustix::process::geteuid;
 
-use crate::{Body, Need};
+use crate::{Body, Need, disk};
 
 pub(crate) const TESTS: &[(&str, Body)] =
-    &[(KVM, kvm), (REFLINK, reflink), (SCOPES, scopes_outlive_the_session)];
-pub(crate) const NEEDS: &[(&str, Need)] = &[(KVM, no_kvm), (REFLINK, no_xfs), (SCOPES, no_user_systemd)];
+    &[(KVM, kvm), (REFLINK, reflink), (BRANCH, reflink_branch), (SCOPES, scopes_outlive_the_session)];
+pub(crate) const NEEDS: &[(&str, Need)] =
+    &[(KVM, no_kvm), (REFLINK, no_xfs), (BRANCH, no_xfs), (SCOPES, no_user_systemd)];
 
 const KVM: &str = "host_kvm_is_used";
 const REFLINK: &str = "host_reflink_makes_the_disks";
+const BRANCH: &str = "host_reflink_branches_a_live_disk";
 /// Not in namespaces: systemd takes the pids that it is told for its own namespace's.
 pub(crate) const SCOPES: &str = "host_scopes_outlive_the_session";
 
@@ -54,7 +56,8 @@ fn no_xfs() -> Option<String> {
     (!known() && isolate::run("modprobe", &["xfs"]).is_err()).then(|| "the kernel has no XFS".to_owned())
 }
 
-fn reflink(world: &mut World) -> anyhow::Result<()> {
+/// A world whose state is on a file system that shares data between files, until the work is done.
+fn on_xfs(world: &mut World, work: impl FnOnce(&mut World) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let (disk, mounted) = (world.dir.join("tmp/xfs"), world.dir.join("xfs"));
     fs::File::create(&disk)?.set_len(4 << 30)?;
     fs::create_dir(&mounted)?;
@@ -65,23 +68,7 @@ fn reflink(world: &mut World) -> anyhow::Result<()> {
     e2e::cache::copy(&world.state, &state)?;
     let state_before = std::mem::replace(&mut world.state, state);
 
-    world.ok(&[&["vm", "create", "--name", "shares", "--disk-size", "1GiB"], SMALL].concat())?;
-    let shown = world.show("shares")?;
-    ensure!(find(&shown, "disk_strategy") == Some(&"reflink".into()), "{shown}");
-    let line = fs::read(format!("/proc/{}/cmdline", world.vmm_pid("shares")?))?;
-    ensure!(String::from_utf8_lossy(&line).contains("root.raw"), "QEMU has another disk");
-    let used = |shown: &serde_json::Value| find(shown, "disk_used_bytes").and_then(serde_json::Value::as_u64);
-    let before = used(&shown).context("no disk_used_bytes")?;
-    world.exec("shares", &["sh", "-c", "head -c 100000000 /dev/urandom >/root/big && sync"])?;
-    let after = used(&world.show("shares")?).context("no disk_used_bytes")?;
-    ensure!((80_000_000..160_000_000).contains(&(after - before)), "{before} bytes of its own, then {after}");
-    world.ok(&["vm", "stop", "shares"])?;
-    world.check_disk("shares")?;
-    world.ok(&["vm", "start", "shares", "--wait", "agent"])?;
-    ensure!(world.exec("shares", &["sh", "-c", "wc -c </root/big"])?.text() == "100000000");
-    let dir = world.vm_dir("shares")?;
-    world.ok(&["vm", "delete", "-f", "shares"])?;
-    ensure!(!dir.exists(), "{} is left", dir.display());
+    work(world)?;
 
     world.ok(&["daemon", "stop"])?;
     world.until("the file system can go", || Ok(isolate::run("umount", &[to]).is_ok()))?;
@@ -89,6 +76,37 @@ fn reflink(world: &mut World) -> anyhow::Result<()> {
     fs::remove_file(&disk)?;
     world.state = state_before;
     Ok(())
+}
+
+fn reflink(world: &mut World) -> anyhow::Result<()> {
+    on_xfs(world, |world| {
+        world.ok(&[&["vm", "create", "--name", "shares", "--disk-size", "1GiB"], SMALL].concat())?;
+        let shown = world.show("shares")?;
+        ensure!(find(&shown, "disk_strategy") == Some(&"reflink".into()), "{shown}");
+        let line = fs::read(format!("/proc/{}/cmdline", world.vmm_pid("shares")?))?;
+        ensure!(String::from_utf8_lossy(&line).contains("root.raw"), "QEMU has another disk");
+        let used =
+            |shown: &serde_json::Value| find(shown, "disk_used_bytes").and_then(serde_json::Value::as_u64);
+        let before = used(&shown).context("no disk_used_bytes")?;
+        world.exec("shares", &["sh", "-c", "head -c 100000000 /dev/urandom >/root/big && sync"])?;
+        let after = used(&world.show("shares")?).context("no disk_used_bytes")?;
+        ensure!(
+            (80_000_000..160_000_000).contains(&(after - before)),
+            "{before} bytes of its own, then {after}"
+        );
+        world.ok(&["vm", "stop", "shares"])?;
+        world.check_disk("shares")?;
+        world.ok(&["vm", "start", "shares", "--wait", "agent"])?;
+        ensure!(world.exec("shares", &["sh", "-c", "wc -c </root/big"])?.text() == "100000000");
+        let dir = world.vm_dir("shares")?;
+        world.ok(&["vm", "delete", "-f", "shares"])?;
+        ensure!(!dir.exists(), "{} is left", dir.display());
+        Ok(())
+    })
+}
+
+fn reflink_branch(world: &mut World) -> anyhow::Result<()> {
+    on_xfs(world, |world| disk::branches(world, "reflink"))
 }
 
 /// The user's runtime directory, as the session's own variable or logind has it.

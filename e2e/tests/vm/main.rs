@@ -7,6 +7,7 @@ mod completion;
 mod contract;
 mod copy;
 mod daemon;
+mod disk;
 mod exec;
 mod firecracker;
 mod guest;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Some(network::SERVE_OUTSIDE) => Some(network::serve_outside()),
         Some(contract::RUN_QEMU) => Some(contract::run_qemu()),
         Some(firecracker::RUN_FIRECRACKER) => Some(firecracker::run_firecracker()),
+        Some(disk::BRANCH) => Some(disk::run_branch()),
         Some(_) | None => None,
     };
     if let Some(result) = other {
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         copy::TESTS,
         daemon::TESTS,
         chaos::TESTS,
+        disk::TESTS,
         lifecycle::TESTS,
         job::TESTS,
         help::TESTS,

@@ -1,0 +1,87 @@
+//! A live VM's root disk branched, as a daemon does it: by the daemon's own library, in place of a daemon that just died.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use async_trait::async_trait;
+use banger_daemon::disk::{Formats, HostDisks, Paused};
+use banger_daemon::launch::Launcher;
+use banger_daemon::ports::{Moment, RootDisks, VmDirs, Vmm};
+use banger_daemon::store::{Store, vms};
+use banger_daemon::vmm::qemu::{Qemu, QemuConfig};
+use banger_proto::{ErrorReport, VmId};
+
+use crate::world::World;
+
+/// The root disks of a world's host.
+pub fn disks(world: &World) -> HostDisks {
+    HostDisks::below(&world.state, Formats::RawAndQcow2)
+}
+
+/// Where a VM's files are.
+pub fn dirs(world: &World, vm: &str) -> anyhow::Result<VmDirs> {
+    let state = world.vm_dir(vm)?;
+    let id = state.file_name().context("a directory without a name")?;
+    Ok(VmDirs { runtime: world.runtime.join("vms").join(id), state })
+}
+
+/// Runs something of the daemon's library to its end that needs neither sockets nor a clock.
+pub fn wait<T>(work: impl Future<Output = Result<T, ErrorReport>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().build()?.block_on(work).map_err(whole)
+}
+
+/// Takes over a VM that runs and has no daemon, and branches its disk. Says how long the VM stood still. This leaves
+/// sockets in the process, which belong to the runtime's signals.
+pub fn live(state: &Path, dirs: &VmDirs, branch: &VmDirs) -> anyhow::Result<Duration> {
+    let id: VmId = dirs.state.file_name().and_then(|id| id.to_str()).context("no id")?.parse()?;
+    let conn = Store::open_read_only(&state.join("banger.db"))?;
+    let processes = vms::processes(&conn, &id)?;
+    let launcher = Launcher::with_executable(crate::bin_dir().join("bangerd"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let took = runtime.block_on(async {
+        let qemu = Qemu::new(QemuConfig { binary: None, passt: None, launcher });
+        let machine = qemu.adopt(&id, dirs, &processes).await.map_err(whole)?;
+        let paused = Paused(machine.context("it does not run")?);
+        let moment = Timed { paused, begun: Mutex::default(), took: Mutex::default() };
+        let disks = HostDisks::below(state, Formats::RawAndQcow2);
+        disks.branch(dirs, branch, &moment).await.map_err(whole)?;
+        let took = *lock(&moment.took);
+        took.context("it was not paused")
+    });
+    took.with_context(|| format!("branching the disk of VM {id}"))
+}
+
+fn whole(error: ErrorReport) -> anyhow::Error {
+    anyhow::anyhow!("{}: {}", error.message, error.causes.join(": "))
+}
+
+/// Measures how long a moment is.
+struct Timed {
+    paused: Paused,
+    begun: Mutex<Option<Instant>>,
+    took: Mutex<Option<Duration>>,
+}
+
+#[async_trait]
+impl Moment for Timed {
+    async fn begins(&self) -> Result<(), ErrorReport> {
+        *lock(&self.begun) = Some(Instant::now());
+        self.paused.begins().await
+    }
+
+    async fn goes_on_with(&self, overlay: &Path) -> Result<(), ErrorReport> {
+        self.paused.goes_on_with(overlay).await
+    }
+
+    async fn ends(&self) -> Result<(), ErrorReport> {
+        let ended = self.paused.ends().await;
+        *lock(&self.took) = lock(&self.begun).map(|begun| begun.elapsed());
+        ended
+    }
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
+}
