@@ -315,8 +315,9 @@ pub trait RootDisks: Send + Sync {
     /// Makes the disk of a stopped VM as if it had never been branched: nothing below it but its image. It may be
     /// cut off and repeated.
     async fn flatten(&self, dirs: &VmDirs) -> Result<(), ErrorReport>;
-    /// Bytes of the host's disk that it takes for itself.
-    async fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport>;
+    /// Bytes of the host's disk that it takes for itself. A few looks at the file system, which block: whoever lists
+    /// many VMs does them all at once on a thread for that.
+    fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport>;
     /// Removes it. Idempotent.
     async fn remove(&self, dirs: &VmDirs) -> Result<(), ErrorReport>;
 }

@@ -380,9 +380,9 @@ impl Reflink {
         let file = std::fs::File::options().read(true).write(true).open(&disk.path)?;
         file.write_all_at(&[9; 1 << 20], 2 << 20)?;
         file.sync_all()?;
-        let used = chosen.usage(&one).await.map_err(told)?;
+        let used = chosen.usage(&one).map_err(told)?;
         ensure!(used == ByteSize::mib(1), "it takes {used}");
-        let untouched = chosen.usage(&two).await.map_err(told)?;
+        let untouched = chosen.usage(&two).map_err(told)?;
         ensure!(untouched == ByteSize::mib(0), "the other takes {untouched}");
         for path in [&image, &chosen.open(&two).await.map_err(told)?.path] {
             let mut byte = [0];

@@ -145,7 +145,7 @@ impl RootDisks for FakeDisks {
         self.find(dirs, "cannot flatten the VM's root disk").map(drop)
     }
 
-    async fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
+    fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
         self.find(dirs, "cannot tell how much space the VM's root disk takes").map(|_| OVERHEAD)
     }
 

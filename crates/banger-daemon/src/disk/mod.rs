@@ -70,7 +70,7 @@ impl HostDisks {
         match dirs.root_raw().exists() {
             true if self.reflink => &ReflinkDisks,
             true => &SparseDisks,
-            false if layers::all(dirs).is_ok_and(|(whole, _)| !whole.is_empty()) => &Qcow2Disks,
+            false if dirs.root_qcow2().exists() => &Qcow2Disks,
             // Whoever looks for it says that it is not there.
             false => self.new_ones(),
         }
@@ -105,8 +105,8 @@ impl RootDisks for HostDisks {
         self.of(dirs).flatten(dirs).await
     }
 
-    async fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
-        self.of(dirs).usage(dirs).await
+    fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
+        self.of(dirs).usage(dirs)
     }
 
     async fn remove(&self, dirs: &VmDirs) -> Result<(), ErrorReport> {

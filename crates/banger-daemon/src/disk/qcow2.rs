@@ -1,6 +1,7 @@
 //! A VM's root disk as a qcow2 file over its image's ext4 file: made in a few milliseconds whatever the image's size,
 //! and the image is only ever read. What a branch makes of it is in [`super::layers`].
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -74,21 +75,21 @@ impl RootDisks for Qcow2Disks {
         blocking("cannot flatten the VM's root disk", move || layers::flatten(&dirs)).await
     }
 
-    async fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
-        let dirs = dirs.clone();
-        blocking(super::USAGE, move || {
-            let mut own = ByteSize::bytes(0);
-            for number in layers::chain(&dirs)?.numbers {
-                let path = layers::path(&dirs, number);
-                let meta = std::fs::symlink_metadata(&path).map_err(io(&path))?;
-                // One that has another name has it in another VM.
-                if meta.nlink() == 1 {
-                    own = ByteSize::bytes(own.as_bytes().saturating_add(raw::blocks(&meta).as_bytes()));
-                }
+    fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
+        let mut own = 0u64;
+        // Without a look into them: they are numbered without a gap, but for a moment at the end of a flattening.
+        for number in 0.. {
+            let path = layers::path(dirs, number);
+            let meta = match std::fs::symlink_metadata(&path) {
+                Err(error) if number > 0 && error.kind() == ErrorKind::NotFound => break,
+                meta => meta.map_err(|error| io(&path)(error).report(super::USAGE))?,
+            };
+            // One that has another name has it in another VM.
+            if meta.nlink() == 1 {
+                own = own.saturating_add(raw::blocks(&meta).as_bytes());
             }
-            Ok(own)
-        })
-        .await
+        }
+        Ok(ByteSize::bytes(own))
     }
 
     async fn remove(&self, dirs: &VmDirs) -> Result<(), ErrorReport> {

@@ -82,9 +82,10 @@ pub(super) async fn branch(
 }
 
 /// What its blocks take, also where another file has some of them as well.
-pub(super) async fn allocated(dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
+pub(super) fn allocated(dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
     let path = dirs.root_raw();
-    blocking(super::USAGE, move || Ok(blocks(&std::fs::symlink_metadata(&path).map_err(io(&path))?))).await
+    let meta = std::fs::symlink_metadata(&path);
+    meta.map(|meta| blocks(&meta)).map_err(|error| io(&path)(error).report(super::USAGE))
 }
 
 pub(super) async fn remove(dirs: &VmDirs) -> Result<(), ErrorReport> {

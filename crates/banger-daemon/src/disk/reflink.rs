@@ -9,8 +9,8 @@ use banger_proto::{ByteSize, ErrorReport};
 use banger_sys::extents;
 use rustix::fs::{Mode, OFlags};
 
-use super::error::{DiskError, Stop, blocking, io};
-use super::raw;
+use super::error::{DiskError, Stop, io};
+use super::{USAGE, raw};
 use crate::ports::{Moment, RootDisk, RootDisks, VmDirs};
 
 /// Root disks by reflinks.
@@ -60,13 +60,10 @@ impl RootDisks for ReflinkDisks {
         raw::open(dirs).await.map(drop)
     }
 
-    async fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
+    fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
         let path = dirs.root_raw();
-        blocking(super::USAGE, move || {
-            let file = File::open(&path).map_err(io(&path))?;
-            extents::exclusive_bytes(&file).map(ByteSize::bytes).map_err(io(&path))
-        })
-        .await
+        let measured = File::open(&path).and_then(|file| extents::exclusive_bytes(&file));
+        measured.map(ByteSize::bytes).map_err(|error| io(&path)(error).report(USAGE))
     }
 
     async fn remove(&self, dirs: &VmDirs) -> Result<(), ErrorReport> {

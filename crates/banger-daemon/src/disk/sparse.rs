@@ -51,8 +51,8 @@ impl RootDisks for SparseDisks {
         raw::open(dirs).await.map(drop)
     }
 
-    async fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
-        raw::allocated(dirs).await
+    fn usage(&self, dirs: &VmDirs) -> Result<ByteSize, ErrorReport> {
+        raw::allocated(dirs)
     }
 
     async fn remove(&self, dirs: &VmDirs) -> Result<(), ErrorReport> {

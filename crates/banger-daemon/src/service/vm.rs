@@ -17,6 +17,7 @@ use crate::lifecycle::effects::SharedLive;
 use crate::lifecycle::lease::Lease;
 use crate::lifecycle::plan;
 use crate::lifecycle::state::Force;
+use crate::lifecycle::world::World;
 use crate::model::{ImageRecord, JobKind, KernelRecord, Subject, VmRecord};
 use crate::store::{Durability, StoreError, content, forwards, vms};
 use crate::{clock, names, random};
@@ -90,7 +91,7 @@ impl Services {
             let gone = handle.view().gone;
             match (created, start) {
                 (Err(error), _) => job.finish(JobResult::Failed { error }).await,
-                (Ok(view), None) => job.finish(vm_result(drivers.world(), &view).await).await,
+                (Ok(view), None) => job.finish(vm_result(drivers.world(), view).await).await,
                 (Ok(_), Some(start)) => {
                     let (handle, world) = (handle.clone(), drivers.world().clone());
                     let ports = ports.take();
@@ -281,15 +282,13 @@ impl Services {
     /// `VmList`.
     pub async fn vm_list(&self) -> Result<VmList, ErrorReport> {
         let world = self.drivers.world();
-        let views = self.drivers.views();
-        let vms = futures_util::future::join_all(views.iter().map(|view| info(world, view))).await;
-        Ok(VmList { vms })
+        Ok(VmList { vms: infos(world, self.drivers.views()).await? })
     }
 
     /// `VmShow`.
     pub async fn vm_show(&self, vm: &str) -> Result<VmInfo, ErrorReport> {
         let handle = self.drivers.find(vm)?;
-        Ok(info(self.drivers.world(), &handle.view()).await)
+        info(self.drivers.world(), handle.view()).await
     }
 
     /// `VmLogs`: the descriptor to send.
@@ -325,32 +324,51 @@ impl Services {
 }
 
 /// Has a VM's driver do something, and tells how it ended as the job's result.
-async fn carry_out(world: &crate::lifecycle::world::World, handle: &Handle, what: What, job: &Arc<Job>) {
+async fn carry_out(world: &Arc<World>, handle: &Handle, what: What, job: &Arc<Job>) {
     let cancel: Cancel = job.cancel().clone();
     finish(world, handle.call(what, job.clone(), cancel).await, job).await;
 }
 
-async fn finish(world: &crate::lifecycle::world::World, done: Result<View, ErrorReport>, job: &Job) {
+async fn finish(world: &Arc<World>, done: Result<View, ErrorReport>, job: &Job) {
     let result = match done {
         Err(error) => JobResult::Failed { error },
         Ok(view) if view.gone => JobResult::VmDeleted { vm: view.record.key() },
-        Ok(view) => vm_result(world, &view).await,
+        Ok(view) => vm_result(world, view).await,
     };
     job.finish(result).await;
 }
 
-async fn vm_result(world: &crate::lifecycle::world::World, view: &View) -> JobResult {
-    JobResult::Vm { vm: Box::new(info(world, view).await) }
+async fn vm_result(world: &Arc<World>, view: View) -> JobResult {
+    match info(world, view).await {
+        Ok(vm) => JobResult::Vm { vm: Box::new(vm) },
+        Err(error) => JobResult::Failed { error },
+    }
 }
 
-/// A VM with what has to be measured.
-async fn info(world: &crate::lifecycle::world::World, view: &View) -> VmInfo {
-    let mut info = view.info(world);
-    match world.ports.disks.usage(&world.dirs(&view.record.id)).await {
-        Ok(used) => info.disk_used = used,
-        Err(error) => tracing::debug!(vm = %view.record.id, %error, "cannot tell how much disk a VM takes"),
-    }
-    info
+async fn info(world: &Arc<World>, view: View) -> Result<VmInfo, ErrorReport> {
+    let mut infos = infos(world, vec![view]).await?;
+    infos.pop().ok_or_else(|| ErrorReport::new(ErrorCode::Internal, "cannot describe the VM"))
+}
+
+/// VMs with what has to be measured: of all of them on one thread, because each is a matter of microseconds.
+async fn infos(world: &Arc<World>, views: Vec<View>) -> Result<Vec<VmInfo>, ErrorReport> {
+    let world = world.clone();
+    let described = tokio::task::spawn_blocking(move || {
+        let described = views.iter().map(|view| {
+            let mut info = view.info(&world);
+            match world.ports.disks.usage(&world.dirs(&view.record.id)) {
+                Ok(used) => info.disk_used = used,
+                Err(error) => {
+                    tracing::debug!(vm = %view.record.id, %error, "cannot tell how much disk a VM takes")
+                }
+            }
+            info
+        });
+        described.collect()
+    });
+    described
+        .await
+        .map_err(|error| ErrorReport::caused_by(ErrorCode::Internal, "cannot describe VMs", &error))
 }
 
 fn disk_size(spec: &VmSpec, image: &ImageRecord) -> Result<ByteSize, ErrorReport> {

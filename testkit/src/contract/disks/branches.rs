@@ -180,7 +180,7 @@ pub(super) async fn branches_are_branched_and_flattened(bench: &dyn Bench) -> an
             disks.flatten(dirs).await.map_err(whole)?;
         }
     }
-    let own = disks.usage(&four).await.map_err(whole)?;
+    let own = disks.usage(&four).map_err(whole)?;
     ensure!(own >= super::PIECE, "a flat disk takes {own}");
     for (index, (dirs, pieces)) in all.iter().enumerate() {
         hold(bench, dirs, pieces).await.context("flat")?;
