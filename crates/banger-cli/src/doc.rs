@@ -97,6 +97,8 @@ pub(crate) struct Vm {
     disk_strategy: String,
     /// Whether it reaches networks outside.
     nat: bool,
+    /// What of this it gets at its next start only: vcpus, memory, disk, nat.
+    pending: Vec<String>,
     /// Whether it is deleted with its client.
     ephemeral: bool,
     /// What runs it, while it runs.
@@ -141,6 +143,7 @@ impl From<&VmInfo> for Vm {
             disk_used_bytes: vm.disk_used.as_bytes(),
             disk_strategy: vm.disk_strategy.clone(),
             nat: vm.nat,
+            pending: vm.pending.iter().map(|what| what.as_str().to_owned()).collect(),
             ephemeral: vm.ephemeral,
             vmm: vm.vmm.as_ref().map(|vmm| Vmm {
                 kind: vmm.kind.clone(),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use banger_proto::daemon::VmKey;
+use banger_proto::spec::Changeable;
 use banger_proto::{
     ByteSize, Digest, ErrorReport, ImageName, JobId, KernelName, OperationId, VmId, VmName, VmState,
 };
@@ -42,6 +43,8 @@ pub struct VmRecord {
     pub disk_strategy: String,
     /// Whether it reaches networks outside.
     pub nat: bool,
+    /// What of this it gets at its next start only.
+    pub pending: Vec<Changeable>,
     /// Deleted when its client is gone.
     pub ephemeral: bool,
     /// Environment of every command that banger runs in the guest.
@@ -116,6 +119,8 @@ pub enum JobKind {
     VmPause,
     /// Lets them go on.
     VmResume,
+    /// Changes what one is made of.
+    VmSet,
     /// Deletes one.
     VmDelete,
     /// Makes an image of a tar archive.
@@ -137,6 +142,7 @@ impl JobKind {
             Self::VmKill => "vm-kill",
             Self::VmPause => "vm-pause",
             Self::VmResume => "vm-resume",
+            Self::VmSet => "vm-set",
             Self::VmDelete => "vm-delete",
             Self::ImageImport => "image-import",
             Self::ImageRegister => "image-register",

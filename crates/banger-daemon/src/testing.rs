@@ -26,5 +26,6 @@ pub(crate) fn vm_record(name: &str, number: u8) -> VmRecord {
         created_at: 1,
         started_at: None,
         degraded: Vec::new(),
+        pending: vec![banger_proto::spec::Changeable::Memory],
     }
 }

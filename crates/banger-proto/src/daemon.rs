@@ -15,7 +15,7 @@ use crate::{
     ByteSize, Digest, ErrorReport, Forward, ImageName, JobId, KernelName, SessionId, VmId, VmName, VmSpec,
     VmState,
     ports::ForwardInfo,
-    spec::{Signal, Wait},
+    spec::{Changeable, Signal, VmChange, Wait},
 };
 
 /// The varlink interface's name.
@@ -60,6 +60,9 @@ pub enum Request {
     /// Lets the vCPUs of a paused VM go on: [`Accepted`].
     #[serde(rename = "dev.banger.Daemon.VmResume")]
     VmResume { vm: String },
+    /// Changes what a VM is made of, now or at its next start; its [`VmInfo`] says what is left for that: [`Accepted`].
+    #[serde(rename = "dev.banger.Daemon.VmSet")]
+    VmSet { vm: String, change: VmChange },
     /// Deletes a VM with its disk; a running one needs `force`: [`Accepted`].
     #[serde(rename = "dev.banger.Daemon.VmDelete")]
     VmDelete { vm: String, force: bool },
@@ -281,6 +284,9 @@ pub struct VmInfo {
     pub disk_strategy: String,
     /// Whether it reaches networks outside.
     pub nat: bool,
+    /// What of this it gets at its next start only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<Changeable>,
     /// Deleted when its client is gone.
     pub ephemeral: bool,
     /// `qemu`, and how it runs: `kvm` or `tcg`. `None` while it does not run.

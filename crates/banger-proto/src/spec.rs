@@ -55,6 +55,50 @@ pub enum Wait {
     Booted,
 }
 
+/// What is to be different about a VM; `None` leaves it as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmChange {
+    /// Number of vCPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
+    /// Guest memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteSize>,
+    /// Size of the root disk, never smaller than it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<ByteSize>,
+    /// Whether the guest reaches networks outside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat: Option<bool>,
+}
+
+/// What of a VM can be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Changeable {
+    /// Number of vCPUs.
+    Vcpus,
+    /// Guest memory.
+    Memory,
+    /// Size of the root disk.
+    Disk,
+    /// Whether the guest reaches networks outside.
+    Nat,
+}
+
+impl Changeable {
+    /// The word in documents and for people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Vcpus => "vcpus",
+            Self::Memory => "memory",
+            Self::Disk => "disk",
+            Self::Nat => "nat",
+        }
+    }
+}
+
 /// How a VM is ended that is not stopped in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -246,6 +246,7 @@ const DOCUMENTS: &[(&[&str], &str)] = &[
     (&["vm", "ping", "-c", "1", "first"], "vm-ping"),
     (&["vm", "pause", "first"], "vm-list"),
     (&["vm", "resume", "first"], "vm-list"),
+    (&["vm", "set", "first", "--vcpu", "1", "--memory", "300MiB"], "vm-list"),
     (&["vm", "restart", "first"], "vm-list"),
     (&["vm", "kill", "first"], "vm-list"),
     (&["vm", "wait", "first"], "vm-wait"),

@@ -23,6 +23,7 @@ mod pid1;
 mod ports;
 mod refuse;
 mod run;
+mod set;
 mod ssh;
 mod systemd;
 mod terminal;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         job::TESTS,
         help::TESTS,
         completion::TESTS,
+        set::TESTS,
         systemd::TESTS,
         ssh::TESTS,
         guest::TESTS,

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use banger_daemon::ports::{Guest, Guests, Launch, Machine, MachineExit};
+use banger_daemon::ports::{Grown, Guest, Guests, Launch, Machine, MachineExit};
+use banger_proto::ByteSize;
 use banger_proto::guest::{Open, Outcome, PowerAction};
 
 use super::machines::{self, Journal, SILENCE, Started, ask, configured, ended, start, start_and_die};
@@ -21,6 +22,7 @@ cases!(dyn Bench:
     a_guest_powers_off,
     a_guest_reboots,
     a_paused_guest_says_nothing,
+    a_guest_sees_its_disk_grow_or_is_told_when,
     a_guest_answers_the_next_daemon,
     a_restored_guest_is_the_one_that_was_saved,
 );
@@ -53,6 +55,25 @@ async fn a_paused_guest_says_nothing(bench: &dyn Bench) -> anyhow::Result<()> {
     guest.close().await;
     machine.kill().await.map_err(whole)?;
     ended(bench.machines(), &launch, &records, &*machine, |exit| *exit == MachineExit::Killed).await
+}
+
+async fn a_guest_sees_its_disk_grow_or_is_told_when(bench: &dyn Bench) -> anyhow::Result<()> {
+    let Started { launch, records, machine } = start(bench.machines()).await?;
+    let guest = reached(bench, &launch, &*machine).await?;
+    let size = ByteSize::bytes(launch.root.size.as_bytes() * 2);
+    match machine.grow_root(size).await.map_err(whole)? {
+        Grown::AtNextStart => {}
+        Grown::Now => {
+            let grown = |outcome: &Outcome| matches!(outcome, Outcome::Grown { bytes } if *bytes > launch.root.size.as_bytes());
+            ask(&*guest, Open::GrowRoot, grown).await?;
+        }
+    }
+    machine.kill().await.map_err(whole)?;
+    ended(bench.machines(), &launch, &records, &*machine, |exit| *exit == MachineExit::Killed).await?;
+    let gone = machine.grow_root(size).await;
+    ensure!(!gone.is_ok_and(|grown| grown == Grown::Now), "a machine that is gone grew its disk");
+    guest.close().await;
+    Ok(())
 }
 
 async fn a_guest_answers_the_next_daemon(bench: &dyn Bench) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ use anyhow::Context;
 use banger_daemon::lifecycle::identity;
 use banger_daemon::store::{Store, journal, vms};
 use banger_proto::daemon::VmInfo;
+use banger_proto::spec::Changeable;
 use banger_proto::{VmId, VmState};
 
 use super::FakeWorld;
@@ -109,6 +110,10 @@ impl FakeWorld {
                     || !state.disks.get(&dirs.root_raw()).is_some_and(|disk| disk.complete)
                 {
                     wrong("it has no disk".into());
+                }
+                let disk = state.disks.get(&dirs.root_raw()).map(|disk| disk.size);
+                if disk != Some(vm.disk) && !vm.pending.contains(&Changeable::Disk) {
+                    wrong(format!("its disk of {} has {disk:?}", vm.disk));
                 }
                 if let Some(open) = open.iter().find(|open| open.vm == vm.id) {
                     wrong(format!("its {} has not ended", open.kind));

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
-use banger_daemon::ports::{self, Accelerator, Channel, MachineExit, VmDirs};
-use banger_proto::{ErrorCode, ErrorReport, VmId};
+use banger_daemon::ports::{self, Accelerator, Channel, Grown, MachineExit, VmDirs};
+use banger_proto::{ByteSize, ErrorCode, ErrorReport, VmId};
 use tokio::sync::watch;
 
 use super::processes::remove_runtime;
@@ -129,6 +129,25 @@ impl ports::Machine for FakeMachine {
             None => Err(refused("it has ended".into())),
         });
         saved?.write(to).map_err(|error| refused(error.to_string()))
+    }
+
+    async fn grow_root(&self, size: ByteSize) -> Result<Grown, ErrorReport> {
+        self.world.change(|state| {
+            let machine = state.machines.get(&self.pid);
+            let disk =
+                machine.map(|machine| machine.dirs.root_raw()).and_then(|path| state.disks.get_mut(&path));
+            match disk {
+                Some(_) if state.script.refuse_growth => Ok(Grown::AtNextStart),
+                Some(disk) => {
+                    disk.size = size;
+                    Ok(Grown::Now)
+                }
+                None => {
+                    Err(ErrorReport::new(ErrorCode::VmmFailed, "cannot grow the root disk of a VM that runs")
+                        .cause("it has ended"))
+                }
+            }
+        })
     }
 
     async fn kill(&self) -> Result<(), ErrorReport> {

@@ -86,6 +86,7 @@ struct Script {
     disk_full: bool,
     refuse_starts: bool,
     refuse_pauses: bool,
+    refuse_growth: bool,
     hang_start_at: Option<StartPoint>,
     start_hangs: bool,
 }
@@ -222,6 +223,11 @@ impl FakeWorld {
     /// Whether no VMM stops its vCPUs.
     pub fn refuse_pauses(&self, refuse: bool) {
         self.change(|state| state.script.refuse_pauses = refuse);
+    }
+
+    /// Whether no VMM makes a disk larger under its guest.
+    pub fn refuse_growth(&self, refuse: bool) {
+        self.change(|state| state.script.refuse_growth = refuse);
     }
 
     /// Lets a VM's vCPUs go on without a word to any daemon. False where it does not run.

@@ -42,6 +42,7 @@ fn vm() -> VmInfo {
         disk_used: banger_proto::ByteSize::mib(5),
         disk_strategy: "qcow2".into(),
         nat: true,
+        pending: vec![banger_proto::spec::Changeable::Memory],
         ephemeral: false,
         vmm: Some(banger_proto::daemon::VmmInfo { kind: "qemu".into(), accelerator: "tcg".into(), pid: 9 }),
         created_at: 1_700_000_000,

@@ -218,7 +218,7 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
                 }
                 reply(stream, json!({"vms": state.vms}));
             }
-            "VmStart" | "VmStop" | "VmRestart" | "VmKill" | "VmPause" | "VmResume" => {
+            "VmStart" | "VmStop" | "VmRestart" | "VmKill" | "VmPause" | "VmResume" | "VmSet" => {
                 let accepted = ask(&mut state.lock().unwrap(), &method, parameters);
                 reply(stream, accepted);
             }

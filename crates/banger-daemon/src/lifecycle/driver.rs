@@ -10,11 +10,13 @@
 //! - [`handle`]: what the rest of the daemon has of it, and what can be asked.
 //! - here: what the task waits for, and the VM's state.
 //! - [`operations`]: start, stop, deletion and the others, from their entry in the journal to their end there.
+//! - [`settings`]: what a VM is made of, changed.
 //! - [`exits`]: what follows when a machine ends by itself.
 
 mod exits;
 mod handle;
 mod operations;
+mod settings;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

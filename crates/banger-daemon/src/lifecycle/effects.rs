@@ -22,9 +22,12 @@ use crate::console;
 use crate::jobs::Report;
 use crate::model::VmRecord;
 use crate::ports::{
-    BootFiles, Guest, Launch, LinkState, Machine, MachineExit, ProcessJournal, ProcessRole, VmDirs,
+    BootFiles, Grown, Guest, Launch, LinkState, Machine, MachineExit, ProcessJournal, ProcessRole, VmDirs,
 };
 use crate::store::{Durability, Store, vms};
+
+/// A guest that is up has so long to grow its file system.
+const EXTENDS: Duration = Duration::from_secs(20);
 
 /// What of a VM lives in this process.
 #[derive(Default)]
@@ -98,6 +101,13 @@ impl Effects for VmEffects {
                 self.live().boot_files = Some(files);
                 Ok(())
             }
+            Step::GrowDisk => {
+                let disks = &self.world.ports.disks;
+                match disks.open(&dirs).await?.size < self.record.disk {
+                    true => disks.grow(&dirs, self.record.disk).await,
+                    false => Ok(()),
+                }
+            }
             Step::Vmm => self.start_vmm(dirs).await,
             Step::Link => {
                 let machine = self.live().machine.clone().ok_or_else(|| self.out_of_order(step))?;
@@ -107,6 +117,8 @@ impl Effects for VmEffects {
             }
             Step::Configure => self.configure().await,
             Step::GrowRoot => self.grow_root().await,
+            Step::ExtendDisk => self.extend_disk().await,
+            Step::ExtendRoot => self.extend_root().await,
             Step::AwaitBoot => self.await_boot().await,
             Step::AskGuest => {
                 self.ask_guest().await;
@@ -148,10 +160,13 @@ impl Effects for VmEffects {
                 self.unlink().await;
                 Ok(())
             }
-            // Nothing outside the guest; and what is only ever finished.
+            // Nothing outside the guest; what no later step minds; and what is only ever finished.
             Step::BootFiles
+            | Step::GrowDisk
             | Step::Configure
             | Step::GrowRoot
+            | Step::ExtendDisk
+            | Step::ExtendRoot
             | Step::AwaitBoot
             | Step::AskGuest
             | Step::EndVmm
@@ -271,6 +286,38 @@ impl VmEffects {
         match self.ask(&boot, &*guest, Open::GrowRoot).await? {
             Outcome::Grown { .. } => Ok(()),
             other => Err(self.refused(Step::GrowRoot, &other)),
+        }
+    }
+
+    async fn extend_disk(&self) -> Result<(), ErrorReport> {
+        let machine = self.live().machine.clone().ok_or_else(|| self.out_of_order(Step::ExtendDisk))?;
+        match machine.grow_root(self.record.disk).await? {
+            Grown::Now => Ok(()),
+            Grown::AtNextStart => {
+                Err(ErrorReport::new(ErrorCode::HostUnsupported, self.message(Step::ExtendDisk))
+                    .cause(format!("{} cannot do that", machine.kind())))
+            }
+        }
+    }
+
+    async fn extend_root(&self) -> Result<(), ErrorReport> {
+        let step = Step::ExtendRoot;
+        let (machine, guest) = {
+            let live = self.live();
+            let both = live.machine.clone().zip(live.guest.clone());
+            both.ok_or_else(|| self.out_of_order(step))?
+        };
+        let failed = |code, why: String| ErrorReport::new(code, self.message(step)).cause(why);
+        let mut exit = machine.exit();
+        tokio::select! {
+            outcome = guest.request(Open::GrowRoot, &|_| {}) => match outcome? {
+                Outcome::Grown { .. } => Ok(()),
+                other => Err(self.refused(step, &other)),
+            },
+            _ = exit.wait_for(Option::is_some) => Err(failed(ErrorCode::WrongState, "it has ended".into())),
+            () = tokio::time::sleep(EXTENDS) => {
+                Err(failed(ErrorCode::TimedOut, format!("its agent did not answer within {} s", EXTENDS.as_secs())))
+            }
         }
     }
 

@@ -186,8 +186,8 @@ impl Journal {
         error: ErrorReport,
     ) -> Undone {
         let mut undone = Undone { error: error.in_operation(&operation.id), clean: true };
-        if operation.kind().after_crash() == AfterCrash::Finish {
-            // Nothing of it is ever taken back: what is left is done by the next attempt.
+        if operation.kind().after_crash() != AfterCrash::Undo {
+            // Nothing of it is ever taken back: what is left is done by the next attempt, or by the next start.
             undone.clean = false;
             return undone;
         }

@@ -22,12 +22,24 @@ pub enum Kind {
     Settle,
     /// Removes it.
     Delete,
+    /// Makes its disk larger while it does not run.
+    Grow,
+    /// Makes its disk larger while it runs.
+    Extend,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Create, Self::Start, Self::Stop, Self::Kill, Self::Settle, Self::Delete];
+    pub const ALL: [Self; 8] = [
+        Self::Create,
+        Self::Start,
+        Self::Stop,
+        Self::Kill,
+        Self::Settle,
+        Self::Delete,
+        Self::Grow,
+        Self::Extend,
+    ];
 
     /// The word in the journal and in sentences.
     pub const fn as_str(self) -> &'static str {
@@ -38,6 +50,8 @@ impl Kind {
             Self::Kill => "kill",
             Self::Settle => "clean up after",
             Self::Delete => "delete",
+            Self::Grow => "grow",
+            Self::Extend => "extend",
         }
     }
 
@@ -46,6 +60,7 @@ impl Kind {
         match self {
             Self::Create | Self::Start => AfterCrash::Undo,
             Self::Stop | Self::Kill | Self::Settle | Self::Delete => AfterCrash::Finish,
+            Self::Grow | Self::Extend => AfterCrash::NextStart,
         }
     }
 
@@ -53,7 +68,7 @@ impl Kind {
     pub const fn waits_for_guest(self) -> bool {
         match self {
             Self::Start | Self::Stop => true,
-            Self::Create | Self::Kill | Self::Settle | Self::Delete => false,
+            Self::Create | Self::Kill | Self::Settle | Self::Delete | Self::Grow | Self::Extend => false,
         }
     }
 
@@ -70,6 +85,8 @@ pub enum AfterCrash {
     Undo,
     /// Its plan is run from the beginning: every step of it is safe to repeat, and no guest can hold it up for ever.
     Finish,
+    /// Nothing is done: from its begin on the store has it as what the VM's next start makes so.
+    NextStart,
 }
 
 /// One effect.
@@ -85,6 +102,8 @@ pub enum Step {
     RuntimeDir,
     /// Kernel, initrd and modules drive are looked up, or made.
     BootFiles,
+    /// The root disk is as large as the store has it.
+    GrowDisk,
     /// The VMM with its keeper and network.
     Vmm,
     /// The link to the agent.
@@ -93,6 +112,10 @@ pub enum Step {
     Configure,
     /// The guest grows its root file system.
     GrowRoot,
+    /// The VMM makes the root disk larger under its guest.
+    ExtendDisk,
+    /// A guest that is up grows its root file system.
+    ExtendRoot,
     /// The guest's init says that it is up.
     AwaitBoot,
     /// The guest is asked to end, and given time.
@@ -111,16 +134,19 @@ pub enum Step {
 
 impl Step {
     /// Every step.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::StateDir,
         Self::RootDisk,
         Self::HostKeys,
         Self::RuntimeDir,
         Self::BootFiles,
+        Self::GrowDisk,
         Self::Vmm,
         Self::Link,
         Self::Configure,
         Self::GrowRoot,
+        Self::ExtendDisk,
+        Self::ExtendRoot,
         Self::AwaitBoot,
         Self::AskGuest,
         Self::EndVmm,
@@ -138,10 +164,13 @@ impl Step {
             Self::HostKeys => "host-keys",
             Self::RuntimeDir => "runtime-dir",
             Self::BootFiles => "boot-files",
+            Self::GrowDisk => "grow-disk",
             Self::Vmm => "vmm",
             Self::Link => "link",
             Self::Configure => "configure",
             Self::GrowRoot => "grow-root",
+            Self::ExtendDisk => "extend-disk",
+            Self::ExtendRoot => "extend-root",
             Self::AwaitBoot => "await-boot",
             Self::AskGuest => "ask-guest",
             Self::EndVmm => "end-vmm",
@@ -160,10 +189,13 @@ impl Step {
             Self::HostKeys => "make its ssh host keys",
             Self::RuntimeDir => "make its directory for sockets",
             Self::BootFiles => "prepare its kernel and initrd",
+            Self::GrowDisk => "grow its root disk",
             Self::Vmm => "start its VMM",
             Self::Link => "reach for its agent",
             Self::Configure => "configure its guest",
             Self::GrowRoot => "grow its root file system",
+            Self::ExtendDisk => "grow its root disk while it runs",
+            Self::ExtendRoot => "grow its root file system while it runs",
             Self::AwaitBoot => "wait for its boot",
             Self::AskGuest => "ask its guest to end",
             Self::EndVmm => "end its VMM",
@@ -184,8 +216,11 @@ impl Step {
             | Self::HostKeys
             | Self::RuntimeDir
             | Self::BootFiles
+            | Self::GrowDisk
             | Self::Vmm
             | Self::Link
+            | Self::ExtendDisk
+            | Self::ExtendRoot
             | Self::EndVmm
             | Self::Unlink
             | Self::CleanUp
@@ -241,7 +276,10 @@ pub fn start(wait: Wait, root: RootSize) -> Plan {
     ];
     match root {
         RootSize::AsImage => {}
-        RootSize::Larger => stages.push(vec![Step::GrowRoot]),
+        RootSize::Larger => {
+            stages.insert(1, vec![Step::GrowDisk]);
+            stages.push(vec![Step::GrowRoot]);
+        }
     }
     match wait {
         Wait::Agent => {}
@@ -277,9 +315,24 @@ pub fn delete() -> Plan {
     Plan::new(Kind::Delete, stages)
 }
 
+/// The plan for making the disk of a VM larger that does not run; its next start grows the file system.
+pub fn grow() -> Plan {
+    Plan::new(Kind::Grow, vec![vec![Step::GrowDisk]])
+}
+
+/// The plan for making the disk of a VM larger that runs.
+pub fn extend() -> Plan {
+    Plan::new(Kind::Extend, vec![vec![Step::ExtendDisk], vec![Step::ExtendRoot]])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn all() -> [Plan; 8] {
+        let start = start(Wait::Booted, RootSize::Larger);
+        [create(), start, stop(Duration::ZERO), kill(), settle(), delete(), grow(), extend()]
+    }
 
     #[test]
     fn words_are_unique_and_come_back() {
@@ -294,8 +347,7 @@ mod tests {
 
     #[test]
     fn a_plan_names_no_step_twice() {
-        let start = start(Wait::Booted, RootSize::Larger);
-        for plan in [create(), start, stop(Duration::ZERO), kill(), settle(), delete()] {
+        for plan in all() {
             let mut steps: Vec<_> = plan.stages.concat();
             let count = steps.len();
             steps.sort_unstable();
@@ -306,8 +358,7 @@ mod tests {
 
     #[test]
     fn exactly_those_wait_for_the_guest_that_can_be_called_off() {
-        let start = start(Wait::Agent, RootSize::AsImage);
-        for plan in [create(), start, stop(Duration::ZERO), kill(), settle(), delete()] {
+        for plan in all() {
             let steps = plan.stages.concat();
             let waits = steps.into_iter().any(Step::may_be_called_off);
             assert_eq!(plan.kind.waits_for_guest(), waits, "{plan:?}");

@@ -94,6 +94,11 @@ async fn operation(
         return Ok(Recovered::Unfinished(record.clone(), live, Unfinished::Stop(operation)));
     }
     match kind.after_crash() {
+        AfterCrash::NextStart => {
+            let row = record.clone();
+            world.journal.close(&operation, true, move |conn| vms::update(conn, &row)).await?;
+            return at_rest_or_running(world, record).await;
+        }
         AfterCrash::Undo => {
             let begun = open
                 .begun
@@ -146,6 +151,8 @@ fn plan_of(kind: Kind, stop_within: Option<Duration>) -> Plan {
         Kind::Kill => plan::kill(),
         Kind::Settle => plan::settle(),
         Kind::Delete => plan::delete(),
+        Kind::Grow => plan::grow(),
+        Kind::Extend => plan::extend(),
     }
 }
 

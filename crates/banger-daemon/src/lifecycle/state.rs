@@ -11,8 +11,9 @@
 //!      '--------+-- delete --------' '--> stopped, error, or deleted; running where a stop is called off
 //! ```
 //!
-//! `starting` and `stopping` are exactly the states in which an operation runs, and every state leads to
-//! deletion: at once by force, because what waits for the guest is called off for it.
+//! `starting` and `stopping` are exactly the states in which an operation runs that leads to another state: what changes a
+//! VM's settings leaves it where it is. Every state leads to deletion: at once by force, because what waits for the
+//! guest is called off for it.
 
 use banger_proto::{ErrorCode, ErrorReport, VmName, VmState};
 
@@ -29,6 +30,8 @@ pub enum Event {
     Kill,
     /// A user, or the end of a lease, wants it gone.
     Delete(Force),
+    /// A user wants it to be made of something else.
+    Set,
     /// Its vCPUs are to stop.
     Pause,
     /// Its vCPUs are to go on.
@@ -108,6 +111,8 @@ pub enum Action {
     CleanUp,
     /// Begin the deletion.
     Delete,
+    /// Change what it is made of.
+    Set,
     /// Stop the vCPUs.
     Pause,
     /// Let the vCPUs go on.
@@ -176,6 +181,9 @@ pub fn next(state: VmState, event: Event) -> Result<(Next, Vec<Action>), Denied>
         (Running | Paused, Event::Delete(Force::Yes)) => to(Stopping, &[Action::Delete]),
         (Stopping, Event::Delete(Force::Yes)) => to(Stopping, &[Action::CallOff, Action::Delete]),
         (Starting | Running | Paused | Stopping, Event::Delete(Force::No)) => Err(Denied::NeedsForce),
+
+        (Created | Running | Paused | Stopped | Error, Event::Set) => to(state, &[Action::Set]),
+        (Starting | Stopping, Event::Set) => Err(Denied::Busy),
 
         (Running, Event::Pause) => to(Paused, &[Action::Pause]),
         (Paused, Event::Pause) => Err(Denied::Already),

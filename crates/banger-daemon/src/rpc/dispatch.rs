@@ -73,6 +73,7 @@ impl Api {
             Request::VmKill { vm, signal } => one(services.vm_kill(&vm, signal).await?),
             Request::VmPause { vm } => one(services.vm_pause(&vm).await?),
             Request::VmResume { vm } => one(services.vm_resume(&vm).await?),
+            Request::VmSet { vm, change } => one(services.vm_set(&vm, change).await?),
             Request::VmDelete { vm, force } => one(services.vm_delete(&vm, force).await?),
             Request::VmHold { vm } => {
                 services.vm_hold(&vm, fds.take("VmHold")?).await?;

@@ -42,6 +42,7 @@ pub(super) const METHODS: &[&str] = &[
     "dev.banger.Daemon.VmKill",
     "dev.banger.Daemon.VmPause",
     "dev.banger.Daemon.VmResume",
+    "dev.banger.Daemon.VmSet",
     "dev.banger.Daemon.VmDelete",
     "dev.banger.Daemon.VmHold",
     "dev.banger.Daemon.VmForward",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_proto::daemon::{Accepted, JobResult, StartOptions, VmInfo, VmList};
-use banger_proto::spec::Signal;
+use banger_proto::spec::{Signal, VmChange};
 use banger_proto::{ByteSize, ErrorCode, ErrorReport, SessionId, VmId, VmSpec, VmState};
 use tokio::net::UnixStream;
 
@@ -113,25 +113,8 @@ impl Services {
 
     /// A spec that is in order, as a record.
     async fn record(&self, spec: VmSpec) -> Result<VmRecord, ErrorReport> {
-        if spec.vcpus == 0 || spec.vcpus > VmSpec::MAX_VCPUS {
-            return Err(invalid(format!("a VM cannot have {} vCPUs", spec.vcpus))
-                .cause(format!("1 to {} are possible", VmSpec::MAX_VCPUS))
-                .hint("choose another number with --vcpu"));
-        }
-        let host = self.host_memory;
-        if spec.memory < VmSpec::MIN_MEMORY {
-            return Err(invalid(format!("a VM cannot have {} of memory", spec.memory))
-                .cause(format!("it needs at least {}", VmSpec::MIN_MEMORY))
-                .hint("choose more with --memory"));
-        }
-        if spec.memory > host {
-            return Err(ErrorReport::new(
-                ErrorCode::ResourceExhausted,
-                format!("a VM cannot have {} of memory here", spec.memory),
-            )
-            .cause(format!("this host has {host}"))
-            .hint("choose less with --memory"));
-        }
+        check_vcpus(spec.vcpus)?;
+        self.check_memory(spec.memory)?;
         check_env(&spec)?;
         let image = self.find_image(&spec.image).await?;
         let kernel = self.find_kernel(&spec.kernel).await?;
@@ -164,6 +147,7 @@ impl Services {
             disk,
             disk_strategy: self.drivers.world().ports.disks.strategy().to_owned(),
             nat: spec.nat,
+            pending: Vec::new(),
             ephemeral: spec.ephemeral,
             env: spec.env,
             machine_id: random::hex(&random::bytes::<16>()?),
@@ -171,6 +155,24 @@ impl Services {
             started_at: None,
             degraded: Vec::new(),
         })
+    }
+
+    fn check_memory(&self, memory: ByteSize) -> Result<(), ErrorReport> {
+        let host = self.host_memory;
+        if memory < VmSpec::MIN_MEMORY {
+            return Err(invalid(format!("a VM cannot have {memory} of memory"))
+                .cause(format!("it needs at least {}", VmSpec::MIN_MEMORY))
+                .hint("choose more with --memory"));
+        }
+        if memory > host {
+            return Err(ErrorReport::new(
+                ErrorCode::ResourceExhausted,
+                format!("a VM cannot have {memory} of memory here"),
+            )
+            .cause(format!("this host has {host}"))
+            .hint("choose less with --memory"));
+        }
+        Ok(())
     }
 
     /// `VmStart`.
@@ -230,6 +232,18 @@ impl Services {
             finish(&world, resumed, &job).await;
         });
         Ok(accepted)
+    }
+
+    /// `VmSet`.
+    pub async fn vm_set(&self, vm: &str, change: VmChange) -> Result<Accepted, ErrorReport> {
+        if let Some(vcpus) = change.vcpus {
+            check_vcpus(vcpus)?;
+        }
+        if let Some(memory) = change.memory {
+            self.check_memory(memory)?;
+        }
+        let disk = change.disk.map(whole_blocks).transpose()?;
+        self.vm_job(vm, JobKind::VmSet, What::Set(VmChange { disk, ..change })).await
     }
 
     /// `VmDelete`.
@@ -381,13 +395,26 @@ fn disk_size(spec: &VmSpec, image: &ImageRecord) -> Result<ByteSize, ErrorReport
                 image.size.as_bytes().div_ceil(1 << 20)
             )));
     }
+    whole_blocks(size)
+}
+
+/// A size of a disk in whole blocks of its file system.
+fn whole_blocks(size: ByteSize) -> Result<ByteSize, ErrorReport> {
     if size > MAX_DISK {
         return Err(invalid(format!("a root disk cannot have {size}"))
             .cause(format!("{MAX_DISK} are the most"))
             .hint("choose less with --disk-size"));
     }
-    // Whole file system blocks.
     Ok(ByteSize::bytes(size.as_bytes().div_ceil(4096) * 4096))
+}
+
+fn check_vcpus(vcpus: u32) -> Result<(), ErrorReport> {
+    if (1..=VmSpec::MAX_VCPUS).contains(&vcpus) {
+        return Ok(());
+    }
+    Err(invalid(format!("a VM cannot have {vcpus} vCPUs"))
+        .cause(format!("1 to {} are possible", VmSpec::MAX_VCPUS))
+        .hint("choose another number with --vcpu"))
 }
 
 fn check_env(spec: &VmSpec) -> Result<(), ErrorReport> {

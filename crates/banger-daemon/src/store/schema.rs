@@ -67,12 +67,15 @@ CREATE TABLE forwards (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// Version 5: what a VM gets at its next start only.
+const V5: &str = "ALTER TABLE vms ADD COLUMN pending TEXT NOT NULL DEFAULT '[]';";
+
 /// The version that this program writes (`PRAGMA user_version`).
-pub const LATEST: usize = 4;
+pub const LATEST: usize = 5;
 
 /// Every migration, in order.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(V1), M::up(V2), M::up(V3), M::up(V4)])
+    Migrations::new(vec![M::up(V1), M::up(V2), M::up(V3), M::up(V4), M::up(V5)])
 }
 
 #[cfg(test)]
@@ -94,14 +97,16 @@ mod tests {
         // What a store of each released version holds; a new version adds its own line.
         const ROWS: &str = "
             INSERT INTO images VALUES ('i','sha256:a',1,1,'s',1);
-            INSERT INTO vms VALUES ('v','n','running',NULL,'i','sha256:a',1,'k','sha256:b',1,1,1,'qcow2',
-                                    1,0,'{}','m',1,NULL,'[]');
+            INSERT INTO vms (id, name, state, cause, image, image_digest, image_size, kernel, kernel_digest, vcpus,
+                             memory, disk, disk_strategy, nat, ephemeral, env, machine_id, created_at, started_at,
+                             degraded)
+            VALUES ('v','n','running',NULL,'i','sha256:a',1,'k','sha256:b',1,1,1,'qcow2',1,0,'{}','m',1,NULL,'[]');
             INSERT INTO processes VALUES ('v','vmm',1,'b',1,1,1);
             INSERT INTO jobs (id, kind, vm, created_at) VALUES ('j','vm-create','v',1);
             INSERT INTO job_events VALUES ('j',1,1,'{}');
             INSERT INTO operations (id, vm, kind, begun_at) VALUES ('o','v','start',1);
             INSERT INTO steps VALUES ('o',0,'x',0);";
-        let rows = [ROWS, ROWS, ROWS, ROWS];
+        let rows = [ROWS, ROWS, ROWS, ROWS, ROWS];
         assert_eq!(rows.len(), LATEST);
         for (index, sql) in rows.iter().enumerate() {
             let mut conn = Connection::open_in_memory().unwrap();

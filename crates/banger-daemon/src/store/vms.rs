@@ -10,12 +10,13 @@ use crate::model::VmRecord;
 use crate::ports::ProcessRole;
 
 const COLUMNS: &str = "id, name, state, cause, image, image_digest, image_size, kernel, kernel_digest, vcpus, \
-                       memory, disk, disk_strategy, nat, ephemeral, env, machine_id, created_at, started_at, degraded";
+                       memory, disk, disk_strategy, nat, ephemeral, env, machine_id, created_at, started_at, degraded, \
+                       pending";
 
 /// Adds a VM; its name is reserved by that.
 pub fn insert(conn: &Connection, vm: &VmRecord) -> Result<(), StoreError> {
     let sql = format!(
-        "INSERT INTO vms ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20)"
+        "INSERT INTO vms ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21)"
     );
     let added = conn.execute(
         &sql,
@@ -40,6 +41,7 @@ pub fn insert(conn: &Connection, vm: &VmRecord) -> Result<(), StoreError> {
             vm.created_at,
             vm.started_at,
             to_json("units", &vm.degraded)?,
+            to_json("what waits for a start", &vm.pending)?,
         ],
     );
     match added {
@@ -54,7 +56,8 @@ pub fn insert(conn: &Connection, vm: &VmRecord) -> Result<(), StoreError> {
 /// Writes what changes in a VM's life.
 pub fn update(conn: &Connection, vm: &VmRecord) -> Result<(), StoreError> {
     conn.execute(
-        "UPDATE vms SET state = ?2, cause = ?3, disk = ?4, started_at = ?5, degraded = ?6 WHERE id = ?1",
+        "UPDATE vms SET state = ?2, cause = ?3, disk = ?4, started_at = ?5, degraded = ?6, vcpus = ?7, memory = ?8, \
+         nat = ?9, pending = ?10 WHERE id = ?1",
         params![
             vm.id.as_str(),
             vm.state.as_str(),
@@ -62,6 +65,10 @@ pub fn update(conn: &Connection, vm: &VmRecord) -> Result<(), StoreError> {
             bytes("a disk size", vm.disk)?,
             vm.started_at,
             to_json("units", &vm.degraded)?,
+            vm.vcpus,
+            bytes("a memory size", vm.memory)?,
+            vm.nat,
+            to_json("what waits for a start", &vm.pending)?,
         ],
     )
     .map_err(StoreError::sql("record the state of a VM"))?;
@@ -112,6 +119,7 @@ fn record(row: &Row<'_>) -> Result<VmRecord, StoreError> {
         created_at: get(row, 17)?,
         started_at: get(row, 18)?,
         degraded: parse_json("units", get(row, 19)?)?,
+        pending: parse_json("what waits for a start", get(row, 20)?)?,
     })
 }
 

@@ -10,10 +10,10 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use banger_daemon::lifecycle::faults::{Point, Side};
 use banger_daemon::lifecycle::plan::{self, AfterCrash, Kind, Plan, RootSize, Step};
-use banger_proto::VmState;
 use banger_proto::daemon::Accepted;
-use banger_proto::spec::{Signal, Wait};
-use testkit::fake::FakeWorld;
+use banger_proto::spec::{Changeable, Signal, VmChange, Wait};
+use banger_proto::{ByteSize, VmState};
+use testkit::fake::{FakeWorld, IMAGE_SIZE};
 use testkit::faults::{Fault, FaultScript};
 
 use super::daemon::{Client, Daemon, NAME, lease, options, spec, whole};
@@ -31,6 +31,7 @@ enum Trigger {
     Reboot,
     Die,
     Delete,
+    Grow,
     LeaseEnds,
 }
 
@@ -67,6 +68,8 @@ fn scenarios() -> Vec<Scenario> {
             add(plan::settle(), trigger, ephemeral, false, true);
         }
         add(plan::start(Wait::Agent, RootSize::Larger), Trigger::Reboot, ephemeral, true, true);
+        add(plan::grow(), Trigger::Grow, ephemeral, false, false);
+        add(plan::extend(), Trigger::Grow, ephemeral, false, true);
         for runs in [false, true] {
             add(plan::delete(), Trigger::Delete, ephemeral, false, runs);
         }
@@ -230,6 +233,7 @@ async fn trigger(
         }
         Trigger::Kill => services.vm_kill(NAME, Signal::Kill).await.map(Some).map_err(whole),
         Trigger::Delete => services.vm_delete(NAME, true).await.map(Some).map_err(whole),
+        Trigger::Grow => services.vm_set(NAME, larger()).await.map(Some).map_err(whole),
         Trigger::PowerOff => happens(client.world.power_off(&client.id().await?)),
         Trigger::Reboot => happens(client.world.reboot(&client.id().await?)),
         Trigger::Die => happens(client.world.die(&client.id().await?)),
@@ -238,6 +242,11 @@ async fn trigger(
             Ok(None)
         }
     }
+}
+
+/// A change that makes the disk grow.
+fn larger() -> VmChange {
+    VmChange { disk: Some(ByteSize::bytes(IMAGE_SIZE.as_bytes() * 3)), ..VmChange::default() }
 }
 
 /// What everybody is told of a point that failed.
@@ -249,11 +258,24 @@ async fn fails(
 ) -> anyhow::Result<()> {
     match begun {
         None => script.reached().await,
+        // Its next start does what could not be done while it runs.
+        Some(begun) if scenario.plan.kind == Kind::Extend => {
+            client.done(Ok(begun)).await?;
+            let vm = client.state(VmState::Running).await?;
+            ensure!(vm.pending == [Changeable::Disk] && Some(vm.disk) == larger().disk, "{vm:?}");
+            return Ok(());
+        }
         Some(begun) => {
             let error = client.result(Ok(begun)).await?.err().context("it did not fail")?;
             ensure!(error.message == FaultScript::MESSAGE && !error.causes.is_empty(), "it says {error:?}");
             ensure!(error.operation.is_some(), "no operation is named");
         }
+    }
+    if scenario.plan.kind == Kind::Grow {
+        // It is what it was, or what was asked for: its disk says which.
+        let vm = client.state(VmState::Created).await?;
+        ensure!(vm.pending.is_empty() && vm.cause.is_none(), "{vm:?}");
+        return Ok(());
     }
     let undone = scenario.plan.kind.after_crash() == AfterCrash::Undo;
     if undone && (scenario.plan.kind == Kind::Create || scenario.ephemeral) {
@@ -302,7 +324,8 @@ async fn start_again(client: &Client<'_>, broken: Kind) -> anyhow::Result<()> {
     // A deletion that was cut off has taken files away.
     if broken != Kind::Delete && !running {
         started.map_err(whole).context("starting it again")?;
-        client.state(VmState::Running).await?;
+        let vm = client.state(VmState::Running).await?;
+        ensure!(vm.pending.is_empty(), "a start leaves this for the next: {:?}", vm.pending);
     }
     client.at_rest().await?;
     Ok(())

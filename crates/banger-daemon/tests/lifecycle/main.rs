@@ -7,3 +7,4 @@ mod daemon;
 mod faults;
 mod forwards;
 mod in_use;
+mod settings;

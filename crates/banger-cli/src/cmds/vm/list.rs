@@ -104,6 +104,10 @@ fn rows(vm: &VmInfo) -> Vec<(&'static str, String)> {
         ("forward", format!("{} -> {}{state}", forward.listens_at(), forward.guest))
     };
     rows.extend(vm.forwards.iter().map(forward));
+    if !vm.pending.is_empty() {
+        let pending: Vec<_> = vm.pending.iter().map(|what| what.as_str()).collect();
+        rows.push(("next start", format!("has this of it: {}", pending.join(", "))));
+    }
     if let Some(vmm) = &vm.vmm {
         rows.push(("VMM", format!("{} with {}, process {}", vmm.kind, vmm.accelerator, vmm.pid)));
     }

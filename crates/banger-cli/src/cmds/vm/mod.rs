@@ -15,6 +15,7 @@ mod ports;
 mod proxy;
 mod prune;
 mod run;
+mod set;
 mod several;
 mod ssh;
 mod wait;
@@ -49,6 +50,7 @@ pub(crate) enum Verb {
     Kill(lifecycle::Kill),
     Pause(lifecycle::Pause),
     Resume(lifecycle::Resume),
+    Set(set::Set),
     Wait(wait::Wait),
     #[command(visible_alias = "rm")]
     Delete(lifecycle::Delete),
@@ -81,6 +83,7 @@ impl Verb {
             | Self::Kill(_)
             | Self::Pause(_)
             | Self::Resume(_)
+            | Self::Set(_)
             | Self::Wait(_)
             | Self::Delete(_)
             | Self::Prune(_)
@@ -107,6 +110,7 @@ impl Verb {
             Self::Kill(kill) => kill.run(context).await,
             Self::Pause(pause) => pause.run(context).await,
             Self::Resume(resume) => resume.run(context).await,
+            Self::Set(set) => set.run(context).await,
             Self::Wait(wait) => wait.run(context).await,
             Self::Delete(delete) => delete.run(context).await,
             Self::Prune(prune) => prune.run(context).await,

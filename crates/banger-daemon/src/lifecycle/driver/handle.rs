@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_proto::daemon::{StartOptions, VmInfo, VmmInfo};
+use banger_proto::spec::VmChange;
 use banger_proto::{ByteSize, ErrorCode, ErrorReport, VmState};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -44,6 +45,8 @@ pub enum What {
     Kill,
     /// Delete it.
     Delete(Force),
+    /// Change what it is made of.
+    Set(VmChange),
     /// Stop its vCPUs.
     Pause,
     /// Let them go on.
@@ -103,6 +106,7 @@ impl View {
             disk_used: ByteSize::bytes(0),
             disk_strategy: record.disk_strategy.clone(),
             nat: record.nat,
+            pending: record.pending.clone(),
             ephemeral: record.ephemeral,
             vmm: self.vmm.clone(),
             created_at: record.created_at,
@@ -124,6 +128,7 @@ impl What {
             Self::Restart(..) => (Event::Restart, "restart"),
             Self::Kill => (Event::Kill, "kill"),
             Self::Delete(force) => (Event::Delete(force), "delete"),
+            Self::Set(_) => (Event::Set, "change"),
             Self::Pause => (Event::Pause, "pause"),
             Self::Resume => (Event::Resume, "resume"),
         }

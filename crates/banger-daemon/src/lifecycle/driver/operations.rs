@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use banger_proto::daemon::StartOptions;
-use banger_proto::spec::Wait;
+use banger_proto::spec::{VmChange, Wait};
 use banger_proto::{ErrorCode, ErrorReport, VmState};
 
 use super::handle::{Call, Message, View, What};
@@ -38,6 +38,7 @@ pub(super) struct Asked {
     /// `None` where a guest restarts itself.
     start: Option<StartOptions>,
     stop_within: Duration,
+    pub(super) change: VmChange,
 }
 
 impl Asked {
@@ -48,9 +49,12 @@ impl Asked {
             What::Start(options) => (Duration::ZERO, Some(options)),
             What::Stop(within) => (within, None),
             What::Restart(within, options) => (within, Some(options)),
-            What::Kill | What::Delete(_) | What::Pause | What::Resume => (Duration::ZERO, None),
+            What::Kill | What::Delete(_) | What::Set(_) | What::Pause | What::Resume => {
+                (Duration::ZERO, None)
+            }
         };
-        Self { report, cancel, start, stop_within }
+        let change = if let What::Set(change) = call.what { change } else { VmChange::default() };
+        Self { report, cancel, start, stop_within, change }
     }
 
     /// What the store says during a start.
@@ -65,7 +69,13 @@ impl Asked {
             cancel: Cancel::never(),
             start: None,
             stop_within: Duration::ZERO,
+            change: VmChange::default(),
         }
+    }
+
+    /// Who is told how far it is.
+    pub(super) fn report(&self) -> &dyn Report {
+        &*self.report
     }
 }
 
@@ -127,6 +137,7 @@ impl Driver {
                     let _ = self.operate(plan::settle(), asked.while_starting(), asked).await?;
                 }
                 Action::Delete => self.delete(asked).await?,
+                Action::Set => self.set(asked).await?,
                 Action::Pause => self.pause().await?,
                 Action::Resume => self.resume().await?,
             }
@@ -156,6 +167,7 @@ impl Driver {
         let plan = plan::start(asked.start.unwrap_or(REBOOT).wait, root);
         match self.operate(plan, asked.while_starting(), asked).await {
             Ok(operation) => {
+                self.record.pending.clear();
                 self.record.started_at = Some(clock::now_s());
                 self.record.degraded = lock(&self.live).degraded.clone();
                 self.ended(Event::Started);
@@ -321,7 +333,7 @@ impl Driver {
         self.pending.is_some() || self.lease_over
     }
 
-    async fn begin(&self, plan: Plan, meanwhile: VmState) -> Result<Operation, ErrorReport> {
+    pub(super) async fn begin(&self, plan: Plan, meanwhile: VmState) -> Result<Operation, ErrorReport> {
         let record = VmRecord { state: meanwhile, ..self.record.clone() };
         let operation = self
             .world
@@ -334,7 +346,7 @@ impl Driver {
     }
 
     /// Runs an operation's steps. One that waits for the guest listens meanwhile for what calls it off.
-    async fn work(
+    pub(super) async fn work(
         &mut self,
         operation: &Operation,
         asked: &Asked,
@@ -397,7 +409,7 @@ impl Driver {
         self.close(operation, true).await
     }
 
-    async fn close(&self, operation: &Operation, clean: bool) -> Result<(), ErrorReport> {
+    pub(super) async fn close(&self, operation: &Operation, clean: bool) -> Result<(), ErrorReport> {
         let record = self.record.clone();
         let closed = self.world.journal.close(operation, clean, move |conn| vms::update(conn, &record)).await;
         closed.map_err(|error| error.in_operation(operation.id()))

@@ -45,6 +45,7 @@ impl World {
                     // What was to follow does not.
                     self.work.truncate(1);
                 }
+                Action::Set => {}
                 Action::Pause | Action::Resume => assert!(self.vmm, "no vCPUs to {action:?}"),
                 Action::Start
                 | Action::Stop
@@ -80,7 +81,9 @@ impl World {
             Action::StopFirst => Event::Halfway,
             Action::Settle(rest) => Event::Settled(rest),
             Action::Delete => Event::Deleted,
-            Action::CleanUp | Action::CallOff | Action::Pause | Action::Resume => unreachable!(),
+            Action::CleanUp | Action::CallOff | Action::Set | Action::Pause | Action::Resume => {
+                unreachable!()
+            }
         });
         if !success && self.state == VmState::Error {
             // What was to follow does not.
