@@ -11,7 +11,8 @@
 //! The disk is the file with the highest number, and what is below it is in its header, by name. So no file names one of
 //! another VM, and the last link that goes takes the data with it. A new file over the one that is written is empty, and
 //! reads as that one: whether a VMM had gone over to it or not when everything was cut off, the highest one is the
-//! truth. A disk of which one file is missing is none: a branch gets its files their names from the top down, and a
+//! truth. (But for one that is smaller than what is below it: disks only grow, so nobody has ever gone over to that.) A
+//! disk of which one file is missing is none: a branch gets its files their names from the top down, and a
 //! disk is removed from the bottom up.
 
 use std::fs::File;
@@ -88,9 +89,15 @@ pub(super) fn all(dirs: &VmDirs) -> Result<(Vec<u32>, Vec<u32>), DiskError> {
 pub(super) fn chain(dirs: &VmDirs) -> Result<Chain, DiskError> {
     let (whole, _) = all(dirs)?;
     let mut number = whole.last().copied().unwrap_or_default();
-    let mut numbers = vec![number];
-    let Header { size, mut below } = header(&path(dirs, number))?;
+    let (mut numbers, mut size) = (Vec::new(), ByteSize::bytes(0));
     loop {
+        let Header { size: of_this, below } = header(&path(dirs, number))?;
+        if of_this > size {
+            // What is above it has never been written.
+            numbers.clear();
+            size = of_this;
+        }
+        numbers.push(number);
         match number_of(&below) {
             // Downwards only, so this ends.
             Some(lower) if lower < number => number = lower,
@@ -99,8 +106,6 @@ pub(super) fn chain(dirs: &VmDirs) -> Result<Chain, DiskError> {
             }
             Some(_) | None => return Err(DiskError::Stranger { path: path(dirs, number), below }),
         }
-        numbers.push(number);
-        below = header(&path(dirs, number))?.below;
     }
 }
 
@@ -130,7 +135,8 @@ pub(super) fn prepare(dirs: &VmDirs, branch: &VmDirs) -> Result<u32, DiskError> 
     file::sync(&path(dirs, top))?;
     file::dir(branch)?;
     remove(branch)?;
-    let next = top.saturating_add(1);
+    let (whole, _) = all(dirs)?;
+    let next = whole.last().copied().unwrap_or_default().saturating_add(1);
     for number in numbers {
         let link = file::unfinished(&path(branch, number));
         std::fs::hard_link(path(dirs, number), &link).map_err(io(&link))?;
@@ -234,10 +240,14 @@ mod tests {
 
     /// A header and no more, over this name.
     fn fake(path: &Path, below: &str) {
+        fake_of(path, below, 64);
+    }
+
+    fn fake_of(path: &Path, below: &str, mib: u64) {
         let mut bytes = b"QFI\xfb\0\0\0\x03\0\0\0\0\0\0\0\x20".to_vec();
         bytes.extend((below.len() as u32).to_be_bytes());
         bytes.extend([0; 4]);
-        bytes.extend((64u64 << 20).to_be_bytes());
+        bytes.extend((mib << 20).to_be_bytes());
         bytes.extend(below.as_bytes());
         std::fs::write(path, bytes).unwrap();
     }
@@ -263,6 +273,19 @@ mod tests {
         assert!(chain(&dirs).is_err(), "a file of it is missing");
         std::fs::write(path(&dirs, 3), [0; 64]).unwrap();
         assert!(matches!(chain(&dirs), Err(DiskError::NotQcow2 { .. })));
+    }
+
+    #[test]
+    fn a_file_that_nobody_went_over_to_does_not_hide_what_grew_below_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = VmDirs { runtime: dir.path().join("run"), state: dir.path().to_owned() };
+        fake_of(&path(&dirs, 0), "/image", 64);
+        fake_of(&path(&dirs, 1), "root.qcow2", 80);
+        fake_of(&path(&dirs, 2), "root-1.qcow2", 64);
+        let found = chain(&dirs).unwrap();
+        assert_eq!((found.numbers, found.size), (vec![1, 0], ByteSize::mib(80)));
+        fake_of(&path(&dirs, 2), "root-1.qcow2", 80);
+        assert_eq!(chain(&dirs).unwrap().numbers, [2, 1, 0]);
     }
 
     /// Wherever it is cut off, a branch is whole or none, and the next one replaces it.
