@@ -1,14 +1,14 @@
 //! A live VM's root disk branched, as a daemon does it: by the daemon's own library, in place of a daemon that just died.
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use async_trait::async_trait;
 use banger_daemon::disk::{Formats, HostDisks, Paused};
 use banger_daemon::launch::Launcher;
-use banger_daemon::ports::{Moment, RootDisks, VmDirs, Vmm};
+use banger_daemon::ports::{Machine, Moment, RootDisks, VmDirs, Vmm};
 use banger_daemon::store::{Store, vms};
 use banger_daemon::vmm::qemu::{Qemu, QemuConfig};
 use banger_proto::{ErrorReport, VmId};
@@ -35,6 +35,29 @@ pub fn wait<T>(work: impl Future<Output = Result<T, ErrorReport>>) -> anyhow::Re
 /// Takes over a VM that runs and has no daemon, and branches its disk. Says how long the VM stood still. This leaves
 /// sockets in the process, which belong to the runtime's signals.
 pub fn live(state: &Path, dirs: &VmDirs, branch: &VmDirs) -> anyhow::Result<Duration> {
+    on_machine(state, dirs, async |machine| {
+        let moment = Timed::new(machine);
+        let disks = HostDisks::below(state, Formats::RawAndQcow2);
+        disks.branch(dirs, branch, &moment).await?;
+        Ok(moment)
+    })
+}
+
+/// Takes over a VM that runs and has no daemon, and lets it stand still for nothing.
+pub fn pause(state: &Path, dirs: &VmDirs) -> anyhow::Result<Duration> {
+    on_machine(state, dirs, async |machine| {
+        let moment = Timed::new(machine);
+        moment.begins().await?;
+        moment.ends().await?;
+        Ok(moment)
+    })
+}
+
+fn on_machine(
+    state: &Path,
+    dirs: &VmDirs,
+    work: impl AsyncFnOnce(Arc<dyn Machine>) -> Result<Timed, ErrorReport>,
+) -> anyhow::Result<Duration> {
     let id: VmId = dirs.state.file_name().and_then(|id| id.to_str()).context("no id")?.parse()?;
     let conn = Store::open_read_only(&state.join("banger.db"))?;
     let processes = vms::processes(&conn, &id)?;
@@ -43,14 +66,11 @@ pub fn live(state: &Path, dirs: &VmDirs, branch: &VmDirs) -> anyhow::Result<Dura
     let took = runtime.block_on(async {
         let qemu = Qemu::new(QemuConfig { binary: None, passt: None, launcher });
         let machine = qemu.adopt(&id, dirs, &processes).await.map_err(whole)?;
-        let paused = Paused(machine.context("it does not run")?);
-        let moment = Timed { paused, begun: Mutex::default(), took: Mutex::default() };
-        let disks = HostDisks::below(state, Formats::RawAndQcow2);
-        disks.branch(dirs, branch, &moment).await.map_err(whole)?;
+        let moment = work(machine.context("it does not run")?).await.map_err(whole)?;
         let took = *lock(&moment.took);
         took.context("it was not paused")
     });
-    took.with_context(|| format!("branching the disk of VM {id}"))
+    took.with_context(|| format!("VM {id}"))
 }
 
 fn whole(error: ErrorReport) -> anyhow::Error {
@@ -62,6 +82,12 @@ struct Timed {
     paused: Paused,
     begun: Mutex<Option<Instant>>,
     took: Mutex<Option<Duration>>,
+}
+
+impl Timed {
+    fn new(machine: Arc<dyn Machine>) -> Self {
+        Self { paused: Paused(machine), begun: Mutex::default(), took: Mutex::default() }
+    }
 }
 
 #[async_trait]
