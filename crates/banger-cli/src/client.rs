@@ -8,11 +8,13 @@ use banger_proto::daemon::{Failure, Request, ServiceInfo};
 use banger_proto::{ErrorCode, ErrorReport};
 use banger_sys::paths::{self, Paths};
 use serde::de::DeserializeOwned;
-use zlink::tokio::unix::Connection;
+use tokio::net::UnixStream;
+use zlink::tokio::unix::{Connection, Stream};
 use zlink::{Call, Error};
 
 use crate::daemon;
 use crate::error::CliError;
+use crate::replies::{NoReply, Replies};
 use crate::ui::Ui;
 
 /// The daemon's first answer asks nothing of it but that it runs.
@@ -29,6 +31,8 @@ const PAUSE: Duration = Duration::from_millis(25);
 #[derive(Debug)]
 pub(crate) struct Client {
     connection: Connection,
+    /// The same connection, for what comes without a descriptor.
+    replies: Replies,
 }
 
 /// A failure of a call: told by the daemon, or of the connection itself.
@@ -98,7 +102,7 @@ impl Client {
 
     /// Calls, and returns the reply.
     pub(crate) async fn call<T: DeserializeOwned>(&mut self, request: Request) -> Result<T, CallError> {
-        self.exchange(request, Vec::new()).await.map(|(reply, _)| reply)
+        self.call_with(request, Vec::new()).await
     }
 
     /// Calls, and tells of a daemon that has not answered by then.
@@ -126,15 +130,23 @@ impl Client {
         request: Request,
         fds: Vec<OwnedFd>,
     ) -> Result<T, CallError> {
-        self.exchange(request, fds).await.map(|(reply, _)| reply)
+        self.send(request, fds).await?;
+        self.next().await
     }
 
     /// Calls, and returns the reply's only descriptor.
     pub(crate) async fn descriptor(&mut self, request: Request) -> Result<OwnedFd, CallError> {
-        let (_, mut fds): (serde_json::Value, _) = self.exchange(request, Vec::new()).await?;
-        match (fds.pop(), fds.is_empty()) {
-            (Some(fd), true) => Ok(fd),
-            _ => Err(CallError::Refused(strange("it passed no descriptor"))),
+        self.send(request, Vec::new()).await?;
+        if !self.replies.is_empty() {
+            return Err(CallError::Refused(strange("it said more than it was asked")));
+        }
+        let reply = self.connection.receive_reply::<serde_json::Value, Failure>().await;
+        match reply.map_err(|error| lost_or_strange(&error))? {
+            (Ok(_), mut fds) => match (fds.pop(), fds.is_empty()) {
+                (Some(fd), true) => Ok(fd),
+                _ => Err(CallError::Refused(strange("it passed no descriptor"))),
+            },
+            (Err(failure), _) => Err(refused(failure)),
         }
     }
 
@@ -146,37 +158,26 @@ impl Client {
 
     /// The next reply of a stream. Cancel-safe.
     pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<T, CallError> {
-        self.receive().await.map(|(reply, _)| reply)
+        self.replies.next().await.map_err(|why| match why {
+            NoReply::Failed(failure) => refused(failure),
+            NoReply::Lost => CallError::Lost,
+            NoReply::Strange(why) => CallError::Refused(strange(&why)),
+        })
     }
 
-    async fn exchange<T: DeserializeOwned>(
-        &mut self,
-        request: Request,
-        fds: Vec<OwnedFd>,
-    ) -> Result<(T, Vec<OwnedFd>), CallError> {
-        let call = Call::new(request);
-        self.connection.send_call(&call, fds).await.map_err(|error| lost_or_strange(&error))?;
-        self.receive().await
+    async fn send(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<(), CallError> {
+        self.connection.send_call(&Call::new(request), fds).await.map_err(|error| lost_or_strange(&error))
     }
+}
 
-    async fn receive<T: DeserializeOwned>(&mut self) -> Result<(T, Vec<OwnedFd>), CallError> {
-        let reply = self.connection.receive_reply::<serde_json::Value, Failure>().await;
-        match reply.map_err(|error| lost_or_strange(&error))? {
-            (Ok(reply), fds) => {
-                let parameters = reply.into_parameters().unwrap_or_else(|| serde_json::json!({}));
-                let value = serde_json::from_value(parameters)
-                    .map_err(|error| CallError::Refused(strange(&error.to_string())))?;
-                Ok((value, fds))
-            }
-            (Err(Failure::Failed(report)), _) => Err(CallError::Refused(report)),
-            (Err(Failure::MethodNotFound { method }), _) => {
-                Err(CallError::Refused(strange(&format!("it does not know the call {method}"))))
-            }
-            (Err(Failure::InvalidParameter { parameter }), _) => {
-                Err(CallError::Refused(strange(&format!("it does not take the parameter {parameter}"))))
-            }
+fn refused(failure: Failure) -> CallError {
+    CallError::Refused(match failure {
+        Failure::Failed(report) => report,
+        Failure::MethodNotFound { method } => strange(&format!("it does not know the call {method}")),
+        Failure::InvalidParameter { parameter } => {
+            strange(&format!("it does not take the parameter {parameter}"))
         }
-    }
+    })
 }
 
 fn compare_versions(info: &ServiceInfo, ui: Ui) {
@@ -237,16 +238,24 @@ pub(crate) fn safe(paths: &Paths) -> Result<(), CliError> {
 pub(crate) async fn connect(socket: &Path) -> Result<Option<Client>, CliError> {
     // A daemon that is killed resets those that it had not accepted yet.
     use std::io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound};
-    match zlink::tokio::unix::connect(socket).await {
-        Ok(connection) => Ok(Some(Client { connection })),
-        Err(Error::Io(error)) if matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset) => {
-            Ok(None)
+    let connected = async {
+        let stream = UnixStream::connect(socket).await?.into_std()?;
+        let replies = Replies::of(UnixStream::from_std(stream.try_clone()?)?);
+        Ok((UnixStream::from_std(stream)?, replies))
+    };
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        let doing = format!("cannot connect to the daemon at {}", socket.display());
+        CliError::caused_by(ErrorCode::Internal, doing, error)
+    };
+    match connected.await {
+        Ok((stream, replies)) => {
+            let stream = Stream::try_from(stream).map_err(|error| failed(&error))?;
+            Ok(Some(Client { connection: Connection::new(stream), replies }))
         }
-        Err(error) => Err(CliError::caused_by(
-            ErrorCode::Internal,
-            format!("cannot connect to the daemon at {}", socket.display()),
-            &error,
-        )),
+        Err(error) => match std::io::Error::kind(&error) {
+            NotFound | ConnectionRefused | ConnectionReset => Ok(None),
+            _ => Err(failed(&error)),
+        },
     }
 }
 

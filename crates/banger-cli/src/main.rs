@@ -22,6 +22,7 @@ mod jobs;
 mod names;
 mod parse;
 mod progress;
+mod replies;
 mod session;
 mod signals;
 mod ssh;

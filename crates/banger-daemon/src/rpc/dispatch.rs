@@ -8,8 +8,8 @@ use std::sync::Arc;
 use banger_proto::daemon::{Empty, INTERFACE, InterfaceDescription, Request, ServiceInfo};
 use banger_proto::{ErrorCode, ErrorReport};
 use serde::Serialize;
-use serde_json::Value;
 use tokio::sync::watch;
+use zlink::Reply;
 
 use crate::service::{JobWatch, Services};
 
@@ -25,8 +25,10 @@ pub struct Api {
 
 /// What a request is answered with.
 pub(super) enum Answer {
-    /// One reply and its descriptors.
-    One { reply: Value, fds: Vec<OwnedFd> },
+    /// One reply: the whole message, with the NUL that ends it.
+    One(Vec<u8>),
+    /// A reply that says nothing more than the descriptor that goes with it.
+    Descriptor(OwnedFd),
     /// The events of a job.
     Job(JobWatch),
 }
@@ -86,10 +88,14 @@ impl Api {
             }
             Request::VmList {} => one(services.vm_list().await?),
             Request::VmShow { vm } => one(services.vm_show(&vm).await?),
-            Request::VmLogs { vm, follow, recent } => with_fd(services.vm_logs(&vm, follow, recent).await?),
+            Request::VmLogs { vm, follow, recent } => {
+                Ok(Answer::Descriptor(services.vm_logs(&vm, follow, recent).await?))
+            }
             Request::VmHealth { vm } => one(services.vm_health(&vm).await?),
             Request::VmPing { vm } => one(services.vm_ping(&vm).await?),
-            Request::SessionOpen { vm, session } => with_fd(services.session_open(&vm, session).await?),
+            Request::SessionOpen { vm, session } => {
+                Ok(Answer::Descriptor(services.session_open(&vm, session).await?))
+            }
             Request::ImageImport { name, source } => {
                 let (tar, complete) = (fds.take("ImageImport")?, fds.take("ImageImport")?);
                 one(services.image_import(name, source, tar, complete).await?)
@@ -136,13 +142,10 @@ impl Descriptors {
 }
 
 fn one(reply: impl Serialize) -> Result<Answer, ErrorReport> {
-    let reply = serde_json::to_value(reply)
+    let mut message = serde_json::to_vec(&Reply::new(Some(reply)))
         .map_err(|error| ErrorReport::caused_by(ErrorCode::Internal, "cannot write the reply", &error))?;
-    Ok(Answer::One { reply, fds: Vec::new() })
-}
-
-fn with_fd(fd: OwnedFd) -> Result<Answer, ErrorReport> {
-    Ok(Answer::One { reply: Value::Object(serde_json::Map::new()), fds: vec![fd] })
+    message.push(0);
+    Ok(Answer::One(message))
 }
 
 #[cfg(test)]
