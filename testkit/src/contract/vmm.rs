@@ -17,7 +17,6 @@ cases!(dyn Bench:
     a_machine_runs_until_it_is_killed,
     a_vmm_dies,
     a_paused_guest_stands_still,
-    a_paused_guest_says_nothing,
     a_machine_outlives_its_daemon,
     a_saved_machine_goes_on_in_another_daemon,
     a_saved_machine_goes_on_where_it_is,

@@ -114,6 +114,7 @@ fn record(launch: &Launch) -> banger_daemon::model::VmRecord {
         created_at: 0,
         started_at: None,
         degraded: Vec::new(),
+        pending: Vec::new(),
     }
 }
 
@@ -137,6 +138,7 @@ fn info(record: &banger_daemon::model::VmRecord) -> VmInfo {
         created_at: 0,
         started_at: None,
         degraded: Vec::new(),
+        pending: Vec::new(),
         console_log: String::new(),
         forwards: Vec::new(),
     }
