@@ -15,6 +15,7 @@ use e2e::{DEBIAN, KERNEL, isolate};
 
 use crate::Body;
 use crate::daemon::daemons;
+use crate::ports::exchange;
 
 pub(crate) const TESTS: &[(&str, Body)] =
     &[("daemon_killed_50_times", killed_50_times), ("host_suspended_under_a_vm_in_use", suspended)];
@@ -44,8 +45,8 @@ const LOADS: &[(&str, Load)] = &[
     ("copies out", copies_out),
 ];
 
-/// What one with it can bear besides.
-const WITH_SSH: &[(&str, Load)] = &[("one ssh session", one_ssh)];
+/// What one with sshd and perl can bear besides.
+const WITH_DEBIAN: &[(&str, Load)] = &[("one ssh session", one_ssh), ("forwards", forwards)];
 
 /// Whether the last kill is over, or a load has failed.
 #[derive(Default)]
@@ -73,12 +74,13 @@ fn killed_50_times(world: &mut World) -> anyhow::Result<()> {
     ];
     world.ok(&debian)?;
     prepare(world)?;
+    serve(world)?;
     let uptime = |world: &World| -> anyhow::Result<f64> {
         let text = world.exec("box", &["cat", "/proc/uptime"])?.text();
         Ok(text.split_whitespace().next().context("no uptime")?.parse()?)
     };
     let (pid, began, up) = (world.vmm_pid("box")?, Instant::now(), uptime(world)?);
-    let told = storm(world, &[LOADS, WITH_SSH].concat(), |over| kills(seed, over))
+    let told = storm(world, &[LOADS, WITH_DEBIAN].concat(), |over| kills(seed, over))
         .with_context(|| format!("{SEED}={seed}"))?;
     eprintln!("daemon_killed_50_times: {told}");
     // The VM is the same, and nothing of what ran in it is left.
@@ -275,6 +277,46 @@ fn copies_out(world: &World, over: &Over) -> anyhow::Result<String> {
         count += 1;
     }
     Ok(count.to_string())
+}
+
+/// The port of the host that leads into the VM, in the test's own network.
+const FORWARDED: u16 = 7000;
+/// Gives back what it is sent, to many at once.
+const SERVER: &str = r#"use IO::Socket::INET; $SIG{CHLD} = "IGNORE";
+    my $l = IO::Socket::INET->new(Listen => 64, LocalAddr => "127.0.0.1", LocalPort => 7000, ReuseAddr => 1) or die;
+    while (my $c = $l->accept) { next if fork; while (sysread($c, my $b, 65536)) { syswrite($c, $b) } exit }"#;
+
+fn serve(world: &World) -> anyhow::Result<()> {
+    let server = "setsid perl -e \"$0\" </dev/null >/dev/null 2>&1 &";
+    world.exec("box", &["sh", "-c", server, SERVER])?;
+    world.ok(&["vm", "forward", "box", &format!("{FORWARDED}:7000")])?;
+    world
+        .until("the forward leads somewhere", || Ok(exchange(FORWARDED, b"x").is_ok_and(|back| back == b"x")))
+}
+
+/// Connections end with their daemon; what came of one is the beginning of what should have come, and the next daemon's
+/// go through.
+fn forwards(world: &World, over: &Over) -> anyhow::Result<String> {
+    let content = bytes(3, 256 << 10);
+    let (mut whole, mut cut) = (0_u32, 0_u32);
+    while !over.is() {
+        match exchange(FORWARDED, &content) {
+            Ok(back) if back == content => whole += 1,
+            Ok(back) => {
+                ensure!(content.starts_with(&back), "{} bytes came back that were not sent", back.len());
+                cut += 1;
+            }
+            Err(_) => {
+                cut += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+    world.until("the forward is there again", || {
+        Ok(exchange(FORWARDED, &content).is_ok_and(|back| back == content))
+    })?;
+    ensure!(whole > 0, "no connection outlasted its daemon's life, {cut} were cut off");
+    Ok(format!("{whole} whole, {cut} cut off"))
 }
 
 fn path(world: &World, name: &str) -> anyhow::Result<String> {

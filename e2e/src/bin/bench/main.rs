@@ -2,11 +2,12 @@
 //!
 //! Each line is a ratio against a reference that is measured in the same run: seven pairs, one after the other, so that
 //! a busy moment of the host hits both, and the medians of both sides. It prints a verdict and never fails because of one.
-//! `bench WORD...` measures only the rows whose names begin with one of the words (`exec`, `ssh`, `cp`, `agent`, `booted`,
-//! `branch`, `list`).
+//! `bench WORD...` measures only the rows whose names begin with one of the words (`exec`, `ssh`, `cp`,
+//! `forward`, `agent`, `booted`, `branch`, `list`).
 
 mod bare;
 mod disks;
+mod forward;
 mod list;
 mod ssh;
 
@@ -60,7 +61,7 @@ fn main() -> anyhow::Result<()> {
 fn measure(world: &World, wanted: &[String]) -> anyhow::Result<(Vec<Row>, Vec<String>)> {
     let is_wanted = |row: &str| wanted.is_empty() || wanted.iter().any(|word| row.starts_with(word.as_str()));
     let (mut rows, mut lines) = (Vec::new(), Vec::new());
-    if ["exec", "ssh", "cp", "agent", "booted"].into_iter().any(is_wanted) {
+    if ["exec", "ssh", "cp", "forward", "agent", "booted"].into_iter().any(is_wanted) {
         rows.extend(starts(world, is_wanted)?);
     }
     if is_wanted(disks::NAME) {
@@ -74,7 +75,7 @@ fn measure(world: &World, wanted: &[String]) -> anyhow::Result<(Vec<Row>, Vec<St
     }
     ensure!(
         !rows.is_empty(),
-        "no row is called {wanted:?}: there are exec, ssh, cp, agent, booted, branch and list"
+        "no row is called {wanted:?}: there are exec, ssh, cp, forward, agent, booted, branch and list"
     );
     Ok((rows, lines))
 }
@@ -89,8 +90,12 @@ fn starts(world: &World, is_wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec
     let mut rows = Vec::new();
     if is_wanted("exec") {
         rows.push(exec(world)?);
+        rows.push(tail(world)?);
     }
     rows.extend(ssh::rows(world, &is_wanted)?);
+    if is_wanted("forward") {
+        rows.push(forward::row(world)?);
+    }
     world.delete_all()?;
 
     for (label, what, image, machine) in [
@@ -216,6 +221,25 @@ fn exec(world: &World) -> anyhow::Result<Row> {
         most: |theirs| theirs.mul_f64(1.5) + Duration::from_millis(10),
         ours,
         theirs,
+    })
+}
+
+/// The slowest calls among many against the middle one.
+fn tail(world: &World) -> anyhow::Result<Row> {
+    const CALLS: usize = 500;
+    let mut times = Vec::with_capacity(CALLS);
+    for _ in 0..CALLS {
+        times.push(timed(|| world.exec(DEBIAN, &["true"]).map(drop))?);
+    }
+    times.sort();
+    let at = |percent: usize| times.get(CALLS * percent / 100).copied().context("too few calls");
+    Ok(Row {
+        what: "vm exec -- true, p99 of 500 calls",
+        reference: "their p50",
+        limit: "3 x",
+        most: |theirs| theirs * 3,
+        ours: vec![at(99)?],
+        theirs: vec![at(50)?],
     })
 }
 

@@ -40,22 +40,29 @@ pub(crate) fn rows(world: &World, is_wanted: impl Fn(&str) -> bool) -> anyhow::R
 }
 
 /// What the user's ssh is told of the VMs of this world.
-struct Ssh<'w> {
+pub(super) struct Ssh<'w> {
     world: &'w World,
     config: PathBuf,
 }
 
 impl<'w> Ssh<'w> {
-    fn new(world: &'w World) -> anyhow::Result<Self> {
+    pub(super) fn new(world: &'w World) -> anyhow::Result<Self> {
         let config = world.dir.join("ssh_config");
         std::fs::write(&config, world.ok(&["ssh-config"])?.stdout)?;
         Ok(Self { world, config })
     }
 
-    fn run(&self, args: &[&str]) -> anyhow::Result<()> {
+    /// ssh, as a user has it who has installed our part of its configuration.
+    pub(super) fn command(&self) -> Command {
         let mut command = Command::new("ssh");
-        command.arg("-F").arg(&self.config).args(args);
+        command.arg("-F").arg(&self.config);
         self.world.dress(&mut command);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> anyhow::Result<()> {
+        let mut command = self.command();
+        command.args(args);
         finish(command, None)?.expect(0).with_context(|| format!("ssh {}", args.join(" "))).map(drop)
     }
 
