@@ -84,16 +84,35 @@ pub(super) fn block_devices(prefix: &str, attribute: &str) -> io::Result<Section
     Ok(section)
 }
 
-/// Control groups.
+/// Control groups, but those whose processes are all out of sight in this pid namespace: another session's, which come and
+/// go as people log in. One that a test leaves is empty, or has a process that is seen here.
 pub(super) fn cgroups() -> io::Result<Section> {
     let mut section = Section::new();
     walk(Path::new("/sys/fs/cgroup"), &mut |path, meta| {
-        if meta.is_dir() {
+        if meta.is_dir() && !(is_occupied(path) && has_nobody_seen(path)) {
             section.insert(path.display().to_string(), String::new());
         }
         meta.is_dir()
     })?;
     Ok(section)
+}
+
+/// Whether processes are in it, in whichever pid namespace (cgroups(7); of version 1 the memory controller alone tells).
+pub(super) fn is_occupied(cgroup: &Path) -> bool {
+    let says = |file: &str, what: &dyn Fn(&str) -> bool| {
+        fs::read_to_string(cgroup.join(file)).is_ok_and(|text| text.lines().any(what))
+    };
+    let holds = |line: &str| {
+        let bytes = line.strip_prefix("rss ").and_then(|bytes| bytes.parse::<u64>().ok());
+        bytes.is_some_and(|bytes| bytes > 0)
+    };
+    says("cgroup.events", &|line| line == "populated 1") || says("memory.stat", &holds)
+}
+
+/// Whether none of its processes has a number here; version 2 lists those without one as 0.
+pub(super) fn has_nobody_seen(cgroup: &Path) -> bool {
+    fs::read_to_string(cgroup.join("cgroup.procs"))
+        .is_ok_and(|pids| pids.lines().all(|pid| pid.trim().parse().is_ok_and(|pid: u32| pid == 0)))
 }
 
 /// Processes but the kernel's own threads, and the command line of each.

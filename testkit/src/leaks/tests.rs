@@ -78,6 +78,21 @@ fn nothing_is_reported_where_nothing_was_left() {
     assert!(!found.iter().any(|d| d.kind == "file"), "{}", report(&found));
 }
 
+#[test]
+fn only_control_groups_in_use_by_others_are_theirs() {
+    let dir = tempfile::tempdir().unwrap();
+    let is_theirs = |events: &str, stat: &str, procs: &str| {
+        for (file, text) in [("cgroup.events", events), ("memory.stat", stat), ("cgroup.procs", procs)] {
+            std::fs::write(dir.path().join(file), text).unwrap();
+        }
+        sections::is_occupied(dir.path()) && sections::has_nobody_seen(dir.path())
+    };
+    assert!(is_theirs("populated 1\nfrozen 0\n", "anon 0\n", "0\n0\n"));
+    assert!(is_theirs("", "cache 0\nrss 4096\n", ""));
+    assert!(!is_theirs("populated 1\n", "", "0\n17\n"), "a process is seen");
+    assert!(!is_theirs("populated 0\n", "cache 8192\nrss 0\ntotal_rss 4096\n", ""), "nobody is in it");
+}
+
 /// Links, rules and mounts need a namespace to be made in: the test runs itself again inside one.
 #[test]
 fn links_rules_and_mounts_are_seen() {
