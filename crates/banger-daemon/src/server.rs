@@ -14,6 +14,7 @@ use std::time::Duration;
 use banger_config::{Config, ConfigError};
 use banger_proto::ErrorReport;
 use banger_sys::paths::{Paths, PathsError};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -23,6 +24,8 @@ use crate::rpc::{self, Api, RpcError};
 use crate::scope;
 use crate::service::{Ports, Services};
 
+/// The most descriptors that it takes, where the hard limit lets it.
+const DESCRIPTORS: u64 = 65_536;
 /// Threads of work that blocks have so long to end with the daemon.
 const THREADS_END: Duration = Duration::from_secs(5);
 
@@ -68,6 +71,7 @@ pub fn run(ports: impl FnOnce(&Paths, &Config) -> Result<Ports, ErrorReport>) ->
     let level = level.as_deref().unwrap_or(config.log_level.value.as_str());
     crate::log::start(&log, level).map_err(|source| ServerError::Log { path: log, source })?;
     crate::log::log_panics();
+    raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -117,6 +121,15 @@ async fn serve(
     match ended {
         Ok(result) => Ok(result?),
         Err(panic) => Err(ServerError::Runtime(io::Error::other(panic))),
+    }
+}
+
+/// Every client, forward and VM has a few descriptors here, and the usual limit of 1024 is one for programs that use select(2).
+fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = Some(limit.maximum.unwrap_or(DESCRIPTORS).min(DESCRIPTORS));
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        warn!(%error, "cannot raise the limit of open files");
     }
 }
 

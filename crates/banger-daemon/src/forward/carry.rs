@@ -19,13 +19,18 @@ use banger_proto::guest::{GuestFailure, Open, Outcome};
 use rustix::net::{Shutdown, sockopt};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
 
+use crate::guest::REATTACH;
 use crate::ports::Guest;
 
 /// A client that is gone without a word is noticed after the first and some of the second (tcp(7)).
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 5);
 /// The most that is read at once, in bytes.
 const CHUNK: usize = 64 * 1024;
+/// How long the guest may take to say how it went, when both directions have ended and nobody on either side waits for
+/// more.
+const LAST_WORD: Duration = Duration::from_secs(10);
 
 /// Why a connection is reset.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +51,8 @@ pub(super) enum Broken {
     Reset,
     #[error("the guest answered something else than was asked")]
     Unexpected,
+    #[error("the guest does not say how it ended")]
+    Silent,
 }
 
 /// Carries a connection to its end, over lost links to the guest.
@@ -78,6 +85,7 @@ async fn converse(client: &TcpStream, guest: &Arc<dyn Guest>, open: &Open) -> Re
         told_how: false,
         broke: false,
         passed_on: false,
+        last_word: None,
         outcome: None,
         buffer: vec![0; CHUNK],
     };
@@ -87,7 +95,9 @@ async fn converse(client: &TcpStream, guest: &Arc<dyn Guest>, open: &Open) -> Re
         if connection.go_on(&near).await? {
             return Ok(());
         }
-        // The link was lost: the next socket waits until it is there again, or the VM is gone.
+        // The link was lost: the next socket waits until it is there again, or the VM is gone. A guest that breaks a rule
+        // loses the socket alone, and could do so again at once, for ever.
+        tokio::time::sleep(REATTACH).await;
     }
 }
 
@@ -114,6 +124,8 @@ struct Connection<'a> {
     told_how: bool,
     broke: bool,
     passed_on: bool,
+    /// Until when the guest has to say how it went: nothing else is waited for any more.
+    last_word: Option<Instant>,
     outcome: Option<Outcome>,
     buffer: Vec<u8>,
 }
@@ -130,7 +142,12 @@ impl Connection<'_> {
             self.session.poll_output(&mut outbox, OUTBOX_TARGET);
             let reads = !self.heard_all && self.session.room(Stream::Stdin) > 0;
             let writes = self.written < self.to_client.len();
+            if self.heard_all && self.passed_on {
+                self.last_word.get_or_insert_with(|| Instant::now() + LAST_WORD);
+            }
+            let last_word = self.last_word;
             tokio::select! {
+                () = tokio::time::sleep_until(last_word.unwrap_or_else(Instant::now)), if last_word.is_some() => return Err(Broken::Silent),
                 ready = link.ready(interest(true, !outbox.is_empty())) => {
                     let ready = ready?;
                     if ready.is_writable() && !outbox.is_empty() {

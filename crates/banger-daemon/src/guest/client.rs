@@ -39,6 +39,11 @@ impl Client {
         self.relay.is_open()
     }
 
+    /// The client's socket.
+    pub(super) const fn socket(&self) -> &UnixStream {
+        &self.socket
+    }
+
     /// Reads what one read gives and passes its frames on to the guest. Ready with whether there may be more.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, guest: &mut Outbox) -> Result<Poll<()>, Gone> {
         let count = match read(&self.socket, cx, self.decoder.space())? {

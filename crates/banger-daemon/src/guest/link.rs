@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use banger_proto::SessionId;
 use banger_proto::channel::{Frame, FrameKind, HostLink, LinkError, LinkEvent, OUTBOX_TARGET};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep};
@@ -179,11 +180,16 @@ impl Link {
 
     fn take_clients(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
+        let mut swept = false;
         while !self.queue_ended {
             match self.queue.poll_recv(cx) {
                 Poll::Pending => break,
                 Poll::Ready(None) => self.queue_ended = true,
                 Poll::Ready(Some(Attach { session, client })) => {
+                    if !swept {
+                        swept = true;
+                        self.sweep();
+                    }
                     if self.clients.len() < MAX_CLIENTS || self.clients.contains_key(&session) {
                         // An earlier socket of the same session is one that its client has given up.
                         self.clients.insert(session, Client::new(session, client));
@@ -196,6 +202,23 @@ impl Link {
             }
         }
         moved
+    }
+
+    /// Lets go of clients that have hung up. While the guest takes nothing none of them is read, which else tells; one
+    /// after the other would come and stay.
+    fn sweep(&mut self) {
+        let mut fds: Vec<PollFd<'_>> =
+            self.clients.values().map(|client| PollFd::new(client.socket(), PollFlags::empty())).collect();
+        let gone = match poll(&mut fds, Some(&Timespec::default())) {
+            Ok(0) => return,
+            Ok(_) => self.clients.keys().zip(&fds).filter(|(_, fd)| fd.revents().contains(PollFlags::HUP)),
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for clients that are gone");
+                return;
+            }
+        };
+        let gone = gone.map(|(session, _)| (*session, Gone::Closed)).collect();
+        self.let_go(gone);
     }
 
     /// Passes what the guest sent to its clients.

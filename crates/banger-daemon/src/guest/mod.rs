@@ -17,6 +17,7 @@ mod request;
 mod vsock;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use banger_proto::guest::{Open, Outcome};
@@ -27,6 +28,9 @@ use tracing::Instrument;
 
 use crate::ports::{Channel, Guest, Guests, LinkState, ProgressSink};
 use link::{Attach, Link};
+
+/// Between a socket to the link that was lost and the next one of the same session.
+pub(crate) const REATTACH: Duration = Duration::from_millis(20);
 
 /// Makes links over VMMs' sockets.
 #[derive(Debug, Clone, Copy, Default)]
@@ -73,7 +77,9 @@ impl Guest for LinkedGuest {
             if let Some(outcome) = request.run_on(near, progress).await? {
                 return Ok(outcome);
             }
-            // The link was lost: the next client socket waits until it is there again.
+            // The link was lost: the next client socket waits until it is there again. A guest that breaks a rule loses
+            // the socket alone, and could do so again at once, for ever.
+            tokio::time::sleep(REATTACH).await;
         }
     }
 
