@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use banger_proto::channel::{AgentLink, LinkEvent, OUTBOX_TARGET, ServerEvent, Stream};
+use banger_sys::vsock;
 
 use crate::error::{Doing, StepError};
 use crate::hub::{Hub, Session};
@@ -161,6 +162,16 @@ impl Port {
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return Ok(()),
             Err(error) => return Err(error).doing(|| "accepting a host".to_owned()),
         };
+        // Whoever is root on the host may speak here; a program of this guest that reaches the port over its loopback may not.
+        match vsock::is_from_a_guest(&fd) {
+            Ok(false) => {}
+            Ok(true) => {
+                log::warn("somebody else than the host has connected to the agent and is sent away");
+                return Ok(());
+            }
+            // It went before it was looked at.
+            Err(_) => return Ok(()),
+        }
         self.hung_up();
         epoll::add(epoll, &fd, epoll::EventData::new_u64(PORT), events)
             .doing(|| "waiting for a host".to_owned())?;

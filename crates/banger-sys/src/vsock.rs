@@ -28,9 +28,32 @@ pub fn listen(port: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Whether what was accepted comes over a vsock from a guest: this one by its own loopback, or another. The host has the
+/// address 2 (vsock(7), `VMADDR_CID_HOST`).
+///
+/// # Errors
+/// Those of getpeername(2).
+pub fn is_from_a_guest(socket: &OwnedFd) -> io::Result<bool> {
+    // SAFETY: a `sockaddr_vm` is numbers and padding, for all of which zero is a value.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    let mut size = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+    // SAFETY: getpeername writes at most `size` bytes to an address that outlives the call; a longer one is cut.
+    let done = unsafe { libc::getpeername(socket.as_raw_fd(), (&raw mut address).cast(), &raw mut size) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(libc::c_int::from(address.svm_family) == libc::AF_VSOCK && address.svm_cid != libc::VMADDR_CID_HOST)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_of_another_family_is_from_no_guest() {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(!is_from_a_guest(&ours.into()).unwrap());
+    }
 
     #[test]
     fn a_port_has_one_listener() {
