@@ -394,26 +394,34 @@ fn connected(fd: std::os::fd::OwnedFd) -> Result<UnixStream, CliError> {
     ready.map_err(io_error("cannot use the session's socket"))
 }
 
-/// After a loss: through a new daemon if the old one is gone, for as long as the VM is there.
+/// After a loss: through a new daemon if the old one is gone, for as long as the VM is there. One that is paused is
+/// waited for, as its command is.
 async fn attach_again(
     session: &mut Session<'_>,
     vm: &str,
     id: SessionId,
     interrupts: &mut Interrupts,
 ) -> Result<UnixStream, CliError> {
-    let deadline = Instant::now() + OUT_OF_REACH;
+    let mut deadline = Instant::now() + OUT_OF_REACH;
     loop {
         let request = Request::SessionOpen { vm: vm.to_owned(), session: id };
         match session.client.descriptor(request).await {
             Ok(stream) => return connected(stream),
             Err(CallError::Lost) => session.reconnect().await?,
-            Err(CallError::Refused(report)) => {
-                if !still_runs(session, vm).await? || Instant::now() >= deadline {
+            Err(CallError::Refused(report)) => match whereabouts(session, vm).await? {
+                Whereabouts::Paused => deadline = Instant::now() + OUT_OF_REACH,
+                Whereabouts::Runs if Instant::now() < deadline => {}
+                Whereabouts::Runs => {
+                    let text = format!("the VM '{vm}' is out of reach while a command runs in it");
+                    let report = ErrorReport::new(ErrorCode::GuestFailed, text).cause(report.message);
+                    return Err(report.hint(format!("see how it is: banger vm health {vm}")).into());
+                }
+                Whereabouts::Gone => {
                     let ended =
                         ErrorReport::new(ErrorCode::GuestFailed, "the VM ended while the command ran");
                     return Err(ended.cause(report.message).into());
                 }
-            }
+            },
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}
@@ -425,13 +433,24 @@ async fn attach_again(
     }
 }
 
-async fn still_runs(session: &mut Session<'_>, vm: &str) -> Result<bool, CliError> {
+/// What has become of a VM whose guest cannot be reached.
+enum Whereabouts {
+    Runs,
+    Paused,
+    Gone,
+}
+
+async fn whereabouts(session: &mut Session<'_>, vm: &str) -> Result<Whereabouts, CliError> {
     match session.client.call::<VmInfo>(Request::VmShow { vm: vm.to_owned() }).await {
-        Ok(info) => Ok(matches!(info.state, VmState::Running | VmState::Starting | VmState::Paused)),
-        Err(CallError::Refused(_)) => Ok(false),
+        Ok(info) => Ok(match info.state {
+            VmState::Running | VmState::Starting => Whereabouts::Runs,
+            VmState::Paused => Whereabouts::Paused,
+            VmState::Created | VmState::Stopping | VmState::Stopped | VmState::Error => Whereabouts::Gone,
+        }),
+        Err(CallError::Refused(_)) => Ok(Whereabouts::Gone),
         Err(CallError::Lost) => {
             session.reconnect().await?;
-            Ok(true)
+            Ok(Whereabouts::Runs)
         }
     }
 }

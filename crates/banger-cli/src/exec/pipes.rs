@@ -146,6 +146,17 @@ pub(crate) struct Outputs {
     stderr: Option<Sender<Vec<u8>>>,
     written: mpsc::UnboundedReceiver<Written>,
     outstanding: usize,
+    /// Of a connection.
+    direction: Option<Direction>,
+}
+
+/// What is known of the end of a connection's direction from the guest.
+#[derive(Debug, Default)]
+struct Direction {
+    ended: bool,
+    /// How is told: by a byte on the other stream that it broke, or by none.
+    told: bool,
+    broke: bool,
 }
 
 /// What becomes of our descriptor when the guest has ended a stream.
@@ -163,7 +174,7 @@ impl Outputs {
         let (done, written) = mpsc::unbounded_channel();
         let stdout = writer(Stream::Stdout, done.clone(), AtEnd::Keep);
         let stderr = writer(Stream::Stderr, done, AtEnd::Keep);
-        Self { stdout: Some(stdout), stderr: Some(stderr), written, outstanding: 0 }
+        Self { stdout: Some(stdout), stderr: Some(stderr), written, outstanding: 0, direction: None }
     }
 
     /// For a connection: standard output ends when the guest ends it, while the session goes on, and the other stream is not
@@ -171,7 +182,8 @@ impl Outputs {
     pub(crate) fn start_connection() -> Self {
         let (done, written) = mpsc::unbounded_channel();
         let stdout = writer(Stream::Stdout, done, AtEnd::Close);
-        Self { stdout: Some(stdout), stderr: None, written, outstanding: 0 }
+        let direction = Some(Direction::default());
+        Self { stdout: Some(stdout), stderr: None, written, outstanding: 0, direction }
     }
 
     /// Standard output goes to a reader, in a thread of its own.
@@ -179,21 +191,36 @@ impl Outputs {
         let (done, written) = mpsc::unbounded_channel();
         let (stdout, receiver) = channel();
         let stderr = writer(Stream::Stderr, done.clone(), AtEnd::Keep);
-        let captured = Captured { receiver, bytes: Vec::new(), taken: 0, done, moved: Arc::default() };
-        (Self { stdout: Some(stdout), stderr: Some(stderr), written, outstanding: 0 }, captured)
+        let captured =
+            Captured { receiver, bytes: Vec::new(), taken: 0, ended: false, done, moved: Arc::default() };
+        (Self { stdout: Some(stdout), stderr: Some(stderr), written, outstanding: 0, direction: None }, captured)
     }
 
     /// Passes bytes on. What waits is bounded by the window of the session.
     pub(super) fn write(&mut self, stream: Stream, bytes: &[u8]) {
+        if let (Some(direction), Stream::Stderr) = (&mut self.direction, stream) {
+            direction.broke = true;
+        }
         let Some(sender) = self.sender(stream) else { return };
         // A writer that failed has said so in `written`.
         let _ = sender.send(bytes.to_vec());
         self.outstanding += bytes.len();
     }
 
-    /// A stream has ended; what was passed on is still written.
+    /// A stream has ended; what was passed on is still written. Of a connection that broke, or that never was, the reader sees
+    /// no end before we do: it would take that for an orderly one.
     pub(super) fn end(&mut self, stream: Stream) {
-        self.sender(stream).take();
+        let Some(direction) = &mut self.direction else {
+            self.sender(stream).take();
+            return;
+        };
+        match stream {
+            Stream::Stderr => direction.told = true,
+            Stream::Stdout | Stream::Stdin | Stream::Control => direction.ended = true,
+        }
+        if direction.ended && direction.told && !direction.broke {
+            self.stdout = None;
+        }
     }
 
     fn sender(&mut self, stream: Stream) -> &mut Option<Sender<Vec<u8>>> {
@@ -229,6 +256,8 @@ pub(crate) struct Captured {
     receiver: Receiver<Vec<u8>>,
     bytes: Vec<u8>,
     taken: usize,
+    /// The guest has ended it, or the session.
+    ended: bool,
     done: mpsc::UnboundedSender<Written>,
     moved: Arc<AtomicU64>,
 }
@@ -243,7 +272,10 @@ impl Captured {
 impl Read for Captured {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.taken == self.bytes.len() {
-            let Ok(bytes) = self.receiver.recv() else { return Ok(0) };
+            let Ok(bytes) = self.receiver.recv() else {
+                self.ended = true;
+                return Ok(0);
+            };
             self.moved.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             // Taken is as good as written: it is bounded. Nobody waits for the news when the session is over.
             let _ = self.done.send(Written::Bytes(Stream::Stdout, bytes.len()));
@@ -258,8 +290,11 @@ impl Read for Captured {
 
 impl Drop for Captured {
     fn drop(&mut self) {
-        // Nobody waits for the news when the session is over.
-        let _ = self.done.send(Written::Stopped);
+        // Who has read to the end wants no more, and what the guest says of it is still to come.
+        if !self.ended {
+            // Nobody waits for the news when the session is over.
+            let _ = self.done.send(Written::Stopped);
+        }
     }
 }
 

@@ -169,12 +169,19 @@ fn without_include(content: &[u8]) -> (Vec<u8>, Made) {
         match marked(line) {
             Some(noted) => {
                 made = made.max(noted);
-                lines.next_if(|next| next.starts_with(b"Include "));
+                lines.next_if(|next| is_ours(next));
             }
             None => rest.extend_from_slice(line),
         }
     }
     (rest, made)
+}
+
+/// Whether a line includes a file of banger's, wherever its state was then. The next Include may be the user's own.
+fn is_ours(line: &[u8]) -> bool {
+    let path = line.strip_prefix(b"Include ").unwrap_or_default().trim_ascii();
+    let path = path.strip_suffix(b"\"").or_else(|| path.strip_suffix(b"'")).unwrap_or(path);
+    path.ends_with(b"/ssh/config")
 }
 
 /// What a line notes, if it is the mark.
@@ -225,6 +232,12 @@ mod tests {
                 "of another place",
                 block.iter().copied().map(|b| if b == b'"' { b'\'' } else { b }).collect(),
                 "",
+            ),
+            (
+                "with the next Include of the user's",
+                format!("{MARK}, and this file\nInclude ~/.ssh/conf.d/*\nInclude ~/.ssh/config.d\n")
+                    .into_bytes(),
+                "Include ~/.ssh/conf.d/*\nInclude ~/.ssh/config.d\n",
             ),
             ("without its second line", format!("{MARK}, and this file\nHost a\n").into_bytes(), "Host a\n"),
             ("with CRLF since", block.split(|b| *b == b'\n').collect::<Vec<_>>().join(&b"\r\n"[..]), ""),

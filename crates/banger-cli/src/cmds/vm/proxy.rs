@@ -23,7 +23,6 @@ const SSH: u16 = 22;
 /// of the daemon. It is made for ssh's ProxyCommand and the like.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  \
-    ssh -o ProxyCommand='banger vm proxy %h' root@box.vm\n  \
     printf 'GET / HTTP/1.0\\r\\n\\r\\n' | banger vm proxy box 80")]
 pub(crate) struct Proxy {
     /// Name or id, also as NAME.vm

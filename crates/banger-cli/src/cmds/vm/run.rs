@@ -199,6 +199,8 @@ async fn delete(
     progress.stage("deleting");
     let deleting = async {
         let request = Request::VmDelete { vm: vm.id.to_string(), force: true };
+        // What was interrupted may have left a reply under way on the old connection.
+        session.client = session.another().await?;
         match session.retry_job(request, &mut progress, interrupts).await {
             Ok(JobResult::VmDeleted { .. }) => Ok(()),
             Ok(other) => Err(unexpected(&other)),
