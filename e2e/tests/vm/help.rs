@@ -47,7 +47,6 @@ fn end(example: &str) -> End {
         // The root of these tests has no sshd and no server: those of ssh have.
         "banger vm ssh box" | "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | banger vm proxy box 80" => End::With(1),
         _ if example.starts_with("banger vm ssh ") => End::With(125),
-        _ if example.starts_with("ssh -o ProxyCommand=") => End::With(255),
         // It asks, and there is no terminal to ask on.
         "banger vm prune" => End::With(2),
         // The log has no such operation.
@@ -59,6 +58,10 @@ fn end(example: &str) -> End {
 /// Brings what an example speaks of into the state that it is for.
 fn before(world: &World, example: &str) -> anyhow::Result<()> {
     let words: Vec<&str> = example.split_whitespace().collect();
+    // Another example's, on a port of the host that this one takes.
+    if example.contains(" forward ") && world.vms()?.iter().any(|vm| vm == "web") {
+        world.ok(&["vm", "delete", "-f", "web"])?;
+    }
     if example.contains("kernel delete") {
         return world.delete_all();
     }
@@ -197,9 +200,14 @@ fn run_example(world: &World, example: &str) -> anyhow::Result<()> {
     // The runner of this test ignores SIGINT, as every shell has what it starts in the background do.
     let mut command = Command::new("env");
     world.dress(&mut command);
-    command.args(["--default-signal=INT", "bash"]);
     let path = format!("{}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", e2e::bin_dir().display());
-    command.args(["-o", "pipefail", "-c", example]).env("PATH", path);
+    command.env("PATH", path).arg("--default-signal=INT");
+    if example.contains(" -it ") {
+        // In a terminal.
+        command.args(["script", "-qec", example, "/dev/null"]);
+    } else {
+        command.args(["bash", "-o", "pipefail", "-c", example]);
+    }
     match end {
         End::With(status) => finish(command, None)?.expect(status).map(drop),
         End::Interrupted => interrupted(command),
@@ -244,6 +252,8 @@ const DOCUMENTS: &[(&[&str], &str)] = &[
     (&["vm", "show", "first"], "vm-show"),
     (&["vm", "health", "first"], "vm-health"),
     (&["vm", "ping", "-c", "1", "first"], "vm-ping"),
+    (&["vm", "forward", "first", "0:80"], "vm-forward"),
+    (&["vm", "ports", "first"], "vm-ports"),
     (&["vm", "pause", "first"], "vm-list"),
     (&["vm", "resume", "first"], "vm-list"),
     (&["vm", "set", "first", "--vcpu", "1", "--memory", "300MiB"], "vm-list"),

@@ -18,7 +18,6 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("forward_comes_back_after_the_daemon_was_killed", forward_comes_back),
     ("forward_holds_what_guests_and_clients_do_wrong", forward_hostile),
     ("ports_are_listed_with_their_processes", ports),
-    ("ports_of_a_hostile_guest_are_an_error", ports_hostile),
 ];
 
 const SIZE: usize = 64 << 20;
@@ -312,24 +311,5 @@ fn ports(world: &mut World) -> anyhow::Result<()> {
     world.ok(&["vm", "stop", "box"])?;
     let ran = world.run(&["vm", "ports", "box"])?.expect(1)?;
     ensure!(ran.stderr.contains("stopped"), "{}", ran.stderr);
-    Ok(())
-}
-
-fn ports_hostile(world: &mut World) -> anyhow::Result<()> {
-    world.small_vm("box")?;
-    // Lists of its own making in the place of the kernel's: 200,000 listeners, and what is no list.
-    let script = "mkdir /l; mount -t tmpfs -o size=200m none /l; echo >/l/tcp6
-        { echo head; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); \
-          echo \"0: 0100007F:0001 00000000:0000 0A 0:0 00:0 0 0 0 $i 1 0\"; done; } >/l/part
-        for n in 0 1 2 3 4 5 6 7 8 9; do cat /l/part; done >/l/tcp
-        for p in /proc/[0-9]*; do case $(cat $p/cmdline) in @banger-agent*) \
-          mount -o bind /l/tcp $p/net/tcp; mount -o bind /l/tcp6 $p/net/tcp6;; esac; done";
-    world.exec("box", &["sh", "-c", script])?;
-    let ran = world.run(&["vm", "ports", "box"])?.expect(1)?;
-    ensure!(ran.stderr.contains("listens on more than 1024 ports"), "{}", ran.stderr);
-    world.exec("box", &["sh", "-c", "head -c 50000000 /dev/urandom >/l/tcp"])?;
-    let ran = world.run(&["vm", "ports", "box"])?.expect(1)?;
-    ensure!(ran.stderr.contains("reading /proc/net/tcp"), "{}", ran.stderr);
-    ensure!(world.exec("box", &["echo", "here"])?.text() == "here");
     Ok(())
 }
