@@ -1,6 +1,7 @@
 //! The daemon: one for all clients, and its death ends nothing.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
@@ -41,16 +42,32 @@ fn two_clients(world: &mut World) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the daemon of a test holds a lock on.
+const LOCK: &str = "/run/banger-test/bangerd.lock";
+
 /// Processes that execute bangerd as the daemon: those with the lock's file open.
 pub(crate) fn daemons() -> Vec<i32> {
-    let name = std::path::Path::new("/run/banger-test/bangerd.lock");
-    let of = |pid: &str| std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|pid| pid.bytes().all(|b| b.is_ascii_digit()))
-        .filter(|pid| of(pid).any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == name)))
-        .filter_map(|pid| pid.parse().ok())
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| !opened(*pid).is_empty())
+        .collect()
+}
+
+/// Whether a process lives and holds the lock: one that came second has only opened its file, and ends by itself.
+pub(crate) fn holds_lock(pid: i32) -> bool {
+    opened(pid).iter().any(|fd| {
+        // proc_pid_fdinfo(5): a line for each lock of this descriptor.
+        let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
+        info.lines().any(|line| line.starts_with("lock:"))
+    })
+}
+
+/// Descriptors of a process that are the lock's file.
+fn opened(pid: i32) -> Vec<String> {
+    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    fds.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == Path::new(LOCK)))
+        .filter_map(|fd| fd.file_name().into_string().ok())
         .collect()
 }
 
