@@ -73,7 +73,7 @@ impl Drop for Server {
 }
 
 /// The machine outside, which a guest may reach, so that a network that does not work at all is no pass.
-fn outside() -> anyhow::Result<Child> {
+pub(crate) fn outside() -> anyhow::Result<Child> {
     let mut server = Command::new("ip")
         .args(["netns", "exec", "outside"])
         .arg(std::env::current_exe()?)
@@ -88,7 +88,7 @@ fn outside() -> anyhow::Result<Child> {
 }
 
 /// A small VM named `net` with a network.
-fn networked(world: &World) -> anyhow::Result<()> {
+pub(crate) fn networked(world: &World) -> anyhow::Result<()> {
     world
         .ok(&[
             "vm", "create", "--name", "net", "--image", TINY, "--kernel", KERNEL, "--memory", "256MiB",
@@ -98,12 +98,12 @@ fn networked(world: &World) -> anyhow::Result<()> {
 }
 
 /// What a server says to the guest.
-fn get(world: &World, address: &str, port: u16) -> anyhow::Result<Ran> {
+pub(crate) fn get(world: &World, address: &str, port: u16) -> anyhow::Result<Ran> {
     let ask = format!("timeout 5 nc {address} {port} </dev/null");
     world.run(&["vm", "exec", "net", "--", "sh", "-c", &ask])
 }
 
-fn greeted(world: &World) -> anyhow::Result<()> {
+pub(crate) fn greeted(world: &World) -> anyhow::Result<()> {
     let greeting = get(world, OUTSIDE, 8080)?;
     let said = greeting.text();
     // passt sends again what a guest that forges segments did not acknowledge: more than once is an answer too.

@@ -1,14 +1,17 @@
 //! What a VM is made of, changed.
 
 use anyhow::{Context, ensure};
+use e2e::isolate::OUTSIDE;
 use e2e::world::{SMALL, World, find};
 
 use crate::Body;
+use crate::network::{get, greeted, networked, outside};
 
 pub(crate) const TESTS: &[(&str, Body)] = &[
     ("set_grows_a_disk_under_its_guest", grows_live),
     ("set_of_a_vm_at_rest_is_there_at_its_start", at_rest),
     ("set_of_a_vm_that_runs_waits_for_its_start", waits),
+    ("set_takes_the_network_away_and_gives_it_back", network),
 ];
 
 /// Size of the guest's root file system, in MiB.
@@ -81,6 +84,41 @@ fn waits(world: &mut World) -> anyhow::Result<()> {
     has(world, 2, 300..384)?;
     ensure!(pending(world, "box")? == serde_json::json!([]), "{}", pending(world, "box")?);
     Ok(())
+}
+
+fn network(world: &mut World) -> anyhow::Result<()> {
+    let mut server = outside()?;
+    networked(world)?;
+    greeted(world)?;
+    let set = world.ok(&["vm", "set", "net", "--no-nat"])?;
+    ensure!(set.stderr.contains("VM 'net' gets, at its next start, no network"), "{}", set.stderr);
+    ensure!(pending(world, "net")? == serde_json::json!(["nat"]), "{}", pending(world, "net")?);
+    greeted(world).context("before its next start")?;
+    world.ok(&["vm", "stop", "net"])?;
+    world.ok(&["vm", "start", "--wait", "agent", "net"])?;
+    ensure!(pending(world, "net")? == serde_json::json!([]), "{}", pending(world, "net")?);
+    ensure!(cards(world)? == 0, "it has {} network cards", cards(world)?);
+    let got = get(world, OUTSIDE, 8080)?;
+    ensure!(got.status != 0 && got.stdout.is_empty(), "it reached {OUTSIDE}: {}", got.text());
+    let routes = world.exec("net", &["ip", "route"])?.text();
+    ensure!(!routes.contains("default"), "it has a route: {routes}");
+
+    world.ok(&["vm", "stop", "net"])?;
+    let set = world.ok(&["vm", "set", "net", "--nat"])?;
+    ensure!(set.stderr.contains("VM 'net' has now a network that reaches outside"), "{}", set.stderr);
+    ensure!(pending(world, "net")? == serde_json::json!([]), "{}", pending(world, "net")?);
+    world.ok(&["vm", "start", "--wait", "agent", "net"])?;
+    ensure!(cards(world)? == 1, "it has {} network cards", cards(world)?);
+    greeted(world).context("with its network again")?;
+    server.kill()?;
+    server.wait()?;
+    Ok(())
+}
+
+/// How many network cards the guest has: what the kernel makes of itself, as its loopback, has no device.
+fn cards(world: &World) -> anyhow::Result<usize> {
+    let cards = "for card in /sys/class/net/*; do [ ! -e $card/device ] || echo $card; done";
+    Ok(world.exec("net", &["sh", "-c", cards])?.text().lines().count())
 }
 
 /// The guest has so many processors, and memory within these MiB.
