@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub(crate) use health::{HealthOfVms, Pinged};
 mod ports;
 
-pub(crate) use ports::{ForwardDoc, Forwards, Ports};
+pub(crate) use ports::{ForwardDoc, Forwards, PortsOfVm, PortsOfVms};
 
 /// The version of all documents.
 pub(crate) const SCHEMA_VERSION: u32 = 1;

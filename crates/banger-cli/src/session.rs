@@ -55,6 +55,11 @@ impl<'a> Session<'a> {
         Ok(Self { paths, client: Client::open(paths, ui).await?, lease: None })
     }
 
+    /// What goes on over this connection, made by [`Self::another`].
+    pub(crate) const fn over(paths: &'a Paths, client: Client) -> Self {
+        Self { paths, client, lease: None }
+    }
+
     /// A second connection to the same daemon.
     pub(crate) async fn another(&self) -> Result<Client, CliError> {
         Client::reopen(self.paths).await

@@ -1,4 +1,4 @@
-//! `vm ports` against a fake daemon: a table, a document, and nothing of what a guest says steers a terminal.
+//! `vm ports` against a fake daemon: a table, a document, several VMs, and nothing of what a guest says steers a terminal.
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
 mod environment;
@@ -14,11 +14,18 @@ fn ports(outcome: Outcome, args: &[&str]) -> Output {
     let fake = Fake::start(&dir.path().join("run"));
     {
         let mut state = fake.state.lock().unwrap();
-        state.exists = true;
+        state.vms = vec![fake::vm(), other()];
         state.pack.1 = Some(outcome);
     }
-    let args: Vec<&str> = ["vm", "ports", "box"].iter().chain(args).copied().collect();
+    let args: Vec<&str> = ["vm", "ports"].iter().chain(args).copied().collect();
     environment::banger(dir.path(), &args).output().unwrap()
+}
+
+/// A VM whose agent is out of reach.
+fn other() -> serde_json::Value {
+    let mut vm = fake::vm();
+    (vm["id"], vm["name"], vm["state"]) = ("aa0000000001".into(), "other".into(), "stopped".into());
+    vm
 }
 
 fn found(names: &[&str], complete: bool) -> Outcome {
@@ -32,31 +39,46 @@ fn found(names: &[&str], complete: bool) -> Outcome {
 
 #[test]
 fn listeners_are_a_table_and_a_document() {
-    let output = ports(found(&["sshd", "a\u{1b}[2Jb"], true), &[]);
+    let output = ports(found(&["sshd", "a\u{1b}[2Jb"], true), &["box"]);
     let text = String::from_utf8_lossy(&output.stdout);
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(lines[0], ["ADDRESS", "PORT", "PROCESS", "HOST"]);
-    assert_eq!(lines[1], ["0.0.0.0", "80", "sshd", "(7)", "-"]);
-    assert_eq!(lines[2], ["0.0.0.0", "81", "a\\u{1b}[2Jb", "(7)", "-"]);
+    assert_eq!(lines[0], ["NAME", "ADDRESS", "PORT", "PROCESS", "HOST"]);
+    assert_eq!(lines[1], ["box", "0.0.0.0", "80", "sshd", "(7)", "-"]);
+    assert_eq!(lines[2], ["box", "0.0.0.0", "81", "a\\u{1b}[2Jb", "(7)", "-"]);
     assert_eq!((output.status.code(), output.stderr.is_empty()), (Some(0), true));
-    let output = ports(found(&["sshd"], false), &["--json"]);
+    let output = ports(found(&["sshd"], false), &["box", "--json"]);
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(document["ports"][0]["processes"][0]["name"], "sshd");
-    assert_eq!((&document["complete"], &document["schema_version"]), (&false.into(), &1.into()));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("too many processes"));
+    let vm = &document["vms"][0];
+    assert_eq!((&vm["name"], &vm["id"]), (&"box".into(), &"0123456789ab".into()));
+    assert_eq!(vm["ports"][0]["processes"][0]["name"], "sshd");
+    assert_eq!((&vm["complete"], &document["schema_version"]), (&false.into(), &1.into()));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("VM 'box' has too many processes"));
+}
+
+#[test]
+fn the_good_ones_are_listed_where_others_fail() {
+    let output = ports(found(&["sshd"], true), &["nobody", "other", "box", "0123456789ab"]);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!((output.status.code(), out.lines().count()), (Some(1), 2), "{out}{err}");
+    assert!(out.lines().nth(1).unwrap().starts_with("box "), "{out}");
+    let errors: Vec<&str> = err.lines().filter(|line| line.starts_with("error:")).collect();
+    assert!(errors.len() == 2 && errors[0].contains("'nobody'") && errors[1].contains("\"other\""), "{err}");
+    let output = ports(found(&[], true), &["other", "--json"]);
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &document["vms"]), (Some(1), &serde_json::json!([])));
 }
 
 #[test]
 fn a_guest_that_cannot_say_is_quoted() {
     let message = "the guest listens on more than 1024 ports\u{1b}[2J".to_owned();
     let failure = GuestFailure { code: GuestFailureCode::System, message };
-    let output = ports(Outcome::Failed(failure), &[]);
+    let output = ports(Outcome::Failed(failure), &["box"]);
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
     assert!(
         text.contains("cannot list the ports of VM 'box'") && text.contains("1024 ports\\u{1b}[2J"),
         "{text}"
     );
-    let output = ports(Outcome::ShuttingDown, &[]);
+    let output = ports(Outcome::ShuttingDown, &["box"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("something else than was asked"));
 }

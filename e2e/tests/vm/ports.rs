@@ -84,6 +84,7 @@ fn published(world: &World, forwards: &[&str]) -> anyhow::Result<()> {
 /// State of the forward at this port of 127.0.0.1.
 fn state(world: &World, port: u16) -> anyhow::Result<String> {
     let listed = world.ok(&["vm", "forward", "box", "--json"])?.json()?;
+    ensure!(listed["name"] == "box", "{listed}");
     let all = listed["forwards"].as_array().context("no forwards")?;
     let one = all.iter().find(|one| one["host"] == port).context("no such forward")?;
     Ok(one["state"].as_str().context("no state")?.to_owned())
@@ -297,19 +298,24 @@ fn ports(world: &mut World) -> anyhow::Result<()> {
     published(world, &["8080:80", "8081:81"])?;
     serve(world, 80, "echo served")?;
     let listed = world.ok(&["vm", "ports", "box", "--json"])?.json()?;
-    let ports = listed["ports"].as_array().context("no ports")?;
+    let vm = &listed["vms"][0];
+    ensure!(vm["name"] == "box", "{listed}");
+    let ports = vm["ports"].as_array().context("no ports")?;
     let own = ports.iter().find(|port| port["port"] == 80).context("port 80 is not listed")?;
     let name = own["processes"][0]["name"].as_str().context("nobody listens")?;
     ensure!(name == "nc" && own["host"][0] == "127.0.0.1:8080", "{own}");
     let text = world.ok(&["vm", "ports", "box"])?.text();
     let row = |port: &str| {
         let rows = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        rows.into_iter().find(|row| row.get(1) == Some(&port)).with_context(|| format!("no {port} in {text}"))
+        rows.into_iter().find(|row| row.get(2) == Some(&port)).with_context(|| format!("no {port} in {text}"))
     };
     ensure!(row("80")?.last() == Some(&"127.0.0.1:8080"), "{text}");
-    ensure!(row("81")?.join(" ") == "- 81 nothing listens 127.0.0.1:8081", "{text}");
+    ensure!(row("81")?.join(" ") == "box - 81 nothing listens 127.0.0.1:8081", "{text}");
+    // The good ones also where others fail.
+    let ran = world.run(&["vm", "ports", "nobody", "box"])?.expect(1)?;
+    ensure!(ran.stderr.contains("nobody") && ran.text().contains("8080"), "{}{}", ran.text(), ran.stderr);
     world.ok(&["vm", "stop", "box"])?;
     let ran = world.run(&["vm", "ports", "box"])?.expect(1)?;
-    ensure!(ran.stderr.contains("stopped"), "{}", ran.stderr);
+    ensure!(ran.stderr.contains("stopped") && ran.stdout.is_empty(), "{}", ran.stderr);
     Ok(())
 }

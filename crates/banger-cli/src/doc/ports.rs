@@ -1,5 +1,6 @@
 //! Documents of a VM's ports.
 
+use banger_proto::daemon::VmInfo;
 use banger_proto::guest;
 use banger_proto::ports::ForwardInfo;
 use serde::Serialize;
@@ -8,8 +9,12 @@ use serde::Serialize;
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Forwards {
+    /// The VM's id, 12 hexadecimal digits.
+    id: String,
+    /// Its name.
+    name: String,
     /// By the host's port.
-    pub(crate) forwards: Vec<ForwardDoc>,
+    forwards: Vec<ForwardDoc>,
 }
 
 /// A TCP port of the host that leads into a VM.
@@ -44,12 +49,24 @@ impl From<&ForwardInfo> for ForwardDoc {
 /// `vm ports`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-pub(crate) struct Ports {
+pub(crate) struct PortsOfVms {
+    /// In the order of the arguments.
+    pub(crate) vms: Vec<PortsOfVm>,
+}
+
+/// What a VM listens on.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct PortsOfVm {
+    /// Its id, 12 hexadecimal digits.
+    id: String,
+    /// Its name.
+    name: String,
     /// By port.
     ports: Vec<Port>,
-    /// Ports of the host that lead into the VM, whether something listens there or not.
+    /// Ports of the host that lead into it, whether something listens there or not.
     forwards: Vec<ForwardDoc>,
-    /// Whether all processes of the VM were looked at; otherwise some may be missing.
+    /// Whether all of its processes were looked at; otherwise some may be missing.
     complete: bool,
 }
 
@@ -77,9 +94,19 @@ pub(crate) struct Process {
     name: String,
 }
 
-impl Ports {
+impl From<&VmInfo> for Forwards {
+    fn from(vm: &VmInfo) -> Self {
+        Self {
+            id: vm.id.to_string(),
+            name: vm.name.to_string(),
+            forwards: vm.forwards.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl PortsOfVm {
     /// What a guest listens on, with the ways to it.
-    pub(crate) fn new(found: &guest::Ports, forwards: &[ForwardInfo]) -> Self {
+    pub(crate) fn new(vm: &VmInfo, found: &guest::Ports) -> Self {
         let process =
             |process: &guest::GuestProcess| Process { pid: process.pid, name: process.name.clone() };
         let port = |socket: &guest::Listening| Port {
@@ -87,13 +114,15 @@ impl Ports {
             port: socket.port,
             processes: socket.processes.iter().map(process).collect(),
             host: found
-                .forwards_to(socket, forwards)
+                .forwards_to(socket, &vm.forwards)
                 .map(|info| info.forward.listens_at().to_string())
                 .collect(),
         };
         Self {
+            id: vm.id.to_string(),
+            name: vm.name.to_string(),
             ports: found.listening.iter().map(port).collect(),
-            forwards: forwards.iter().map(Into::into).collect(),
+            forwards: vm.forwards.iter().map(Into::into).collect(),
             complete: found.complete,
         }
     }

@@ -67,14 +67,14 @@ fn schemas_of_vms() {
     check("vm-show", OneVm { vm: Vm::from(&vm()) });
     let waited = Waited { id: "0123456789ab".into(), name: "box".into(), state: "gone".into() };
     check("vm-wait", WaitedFor { vms: vec![waited] });
-    check("vm-forward", Forwards { forwards: vec![ForwardDoc::from(&forward())] });
+    check("vm-forward", Forwards::from(&vm()));
     let listening = banger_proto::guest::Listening {
         address: [0, 0, 0, 0].into(),
         port: 80,
         processes: vec![banger_proto::guest::GuestProcess { pid: 7, name: "nginx".into() }],
     };
     let found = banger_proto::guest::Ports { listening: vec![listening], complete: true };
-    check("vm-ports", Ports::new(&found, &[forward()]));
+    check("vm-ports", PortsOfVms { vms: vec![PortsOfVm::new(&vm(), &found)] });
     check("deleted", Deleted { deleted: vec!["box".into()] });
     assert_eq!(serde_json::to_value(Vm::from(&vm())).unwrap()["created_at"], "2023-11-14T22:13:20Z");
 }

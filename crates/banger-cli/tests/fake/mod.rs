@@ -164,6 +164,7 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
             }
             state.calls.push(method.clone());
         }
+        let meant = find(&state.lock().unwrap(), &parameters["vm"]);
         let key = json!({"id": "0123456789ab", "name": "box"});
         let gone = json!({"error": "dev.banger.Daemon.Failed", "parameters":
             {"code": "not_found", "message": "there is no such VM"}});
@@ -235,9 +236,17 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
                     return;
                 }
             }
-            "VmShow" if state.lock().unwrap().exists => reply(stream, vm()),
-            "VmShow" => send(stream, &gone, None),
-            "SessionOpen" if state.lock().unwrap().exists => {
+            "VmShow" => match meant {
+                Some(vm) => reply(stream, vm),
+                None => send(stream, &gone, None),
+            },
+            "SessionOpen" if meant.as_ref().is_some_and(|vm| vm["state"] != "running") => {
+                let text = format!("VM {} does not run", meant.unwrap()["name"]);
+                let at_rest = json!({"error": "dev.banger.Daemon.Failed", "parameters":
+                    {"code": "wrong_state", "message": text}});
+                send(stream, &at_rest, None);
+            }
+            "SessionOpen" if meant.is_some() => {
                 let (ours, theirs) = UnixStream::pair().unwrap();
                 send(stream, &json!({"parameters": {}}), Some(theirs.into()));
                 let cut = talk(ours, state, guest);
@@ -251,6 +260,12 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
             _ => send(stream, &gone, None),
         }
     }
+}
+
+/// A VM by name or id; any is the only one where a test has not several.
+fn find(state: &State, vm: &Value) -> Option<Value> {
+    let named = state.vms.iter().find(|there| there["id"] == *vm || there["name"] == *vm).cloned();
+    named.or_else(|| (state.vms.is_empty() && state.exists).then(self::vm))
 }
 
 fn no_kernel() -> Value {

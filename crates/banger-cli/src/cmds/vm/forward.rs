@@ -104,7 +104,7 @@ fn shown(forward: &Asked) -> String {
 async fn list(ui: Ui, session: &mut Session<'_>, vm: String, json: bool) -> Result<u8, CliError> {
     let vm: VmInfo = session.client.call(Request::VmShow { vm }).await?;
     if json {
-        ui.json(&document(doc::Forwards { forwards: vm.forwards.iter().map(Into::into).collect() }))?;
+        ui.json(&document(doc::Forwards::from(&vm)))?;
         return Ok(0);
     }
     if vm.forwards.is_empty() && ui.is_interactive() {

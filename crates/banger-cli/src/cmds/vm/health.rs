@@ -4,7 +4,6 @@ use banger_proto::ByteSize;
 use banger_proto::daemon::{Request, VmKey};
 use banger_proto::health::VmHealth;
 use clap::Args;
-use tokio::task::JoinSet;
 
 use super::several;
 use crate::client::{CallError, Client};
@@ -36,29 +35,7 @@ impl Health {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let mut session = context.session().await?;
         let found = several::find(&mut session, &self.vms).await?;
-        let mut asked = JoinSet::new();
-        for (at, vm) in found.iter().enumerate().filter_map(|(at, vm)| vm.as_ref().ok().map(|vm| (at, vm))) {
-            let (client, vm) = (session.another().await?, vm.clone());
-            asked.spawn(async move { (at, ask(client, vm).await) });
-        }
-        let mut answers: Vec<_> = found.into_iter().map(|vm| vm.map(|_| None)).collect();
-        while let Some(answer) = asked.join_next().await {
-            // It is only cut off where it panics, which its hook tells.
-            if let Ok((at, answer)) = answer {
-                answers[at] = answer.map(Some);
-            }
-        }
-        let (mut all, mut code) = (Vec::new(), 0);
-        for answer in answers {
-            match answer {
-                Ok(health) => all.extend(health),
-                Err(error @ CliError::Failed(_)) => {
-                    context.ui.error(&error);
-                    code = 1;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let (all, mut code) = several::answers(context, &session, found, ask).await?;
         if all.iter().any(|health| !health.problems.is_empty()) {
             code = 1;
         }

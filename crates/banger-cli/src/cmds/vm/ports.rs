@@ -1,68 +1,91 @@
 //! `banger vm ports`
 
-use banger_proto::daemon::{Request, VmInfo};
+use banger_proto::daemon::{Request, VmInfo, VmKey};
 use banger_proto::guest::{Listening, Open, Outcome, Ports as Found};
 use banger_proto::ports::{ForwardInfo, ForwardState};
+use banger_sys::paths::Paths;
 use clap::Args;
 
+use super::several;
+use crate::client::Client;
 use crate::context::Context;
 use crate::doc::{self, document};
 use crate::error::CliError;
 use crate::exec::{self, Input, Local, Outputs, drive};
 use crate::names;
+use crate::session::Session;
 use crate::signals::Interrupts;
 
-/// List the TCP ports that a VM listens on
+/// List the TCP ports that VMs listen on
 ///
 /// With the processes that listen there, and the way to each from this host: the forwards that lead to it. A forward to a
 /// port on which nothing listens is listed too. What a VM says of itself is not checked.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Examples:\n  banger vm ports box\n  banger vm ports box --json")]
+#[command(after_long_help = "Examples:\n  \
+    banger vm ports box\n  \
+    banger vm ports one two\n  \
+    banger vm ports box --json")]
 pub(crate) struct Ports {
-    /// Name or id
-    #[arg(add = names::vms())]
-    vm: String,
+    /// Names or ids
+    #[arg(required = true, value_name = "VM", add = names::vms())]
+    vms: Vec<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
+/// A VM with what listens in it.
+#[derive(Debug)]
+struct Listed {
+    vm: VmInfo,
+    found: Found,
+}
+
 impl Ports {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let ui = context.ui;
-        let mut interrupts = Interrupts::new()?;
         let mut session = context.session().await?;
-        let local = Local::copying(Input::none(), Outputs::start());
-        let found = match drive(&mut session, &self.vm, Open::Ports, local, &mut interrupts).await? {
-            Outcome::Ports(found) => found,
-            Outcome::Failed(failure) => {
-                return Err(exec::guest_failed(
-                    format!("cannot list the ports of VM '{}'", self.vm),
-                    &failure,
-                ));
-            }
-            other => return Err(exec::unexpected(&other)),
-        };
-        let vm: VmInfo = session.client.call(Request::VmShow { vm: self.vm }).await?;
-        if !found.complete {
-            ui.warning("the VM has too many processes to find all that listen");
+        let vms = several::find(&mut session, &self.vms).await?;
+        let ask = |client, vm| ask(context.paths.clone(), client, vm);
+        let (all, code) = several::answers(context, &session, vms, ask).await?;
+        for Listed { vm, .. } in all.iter().filter(|listed| !listed.found.complete) {
+            ui.warning(format!("VM '{}' has too many processes to find all that listen", vm.name));
         }
         if self.json {
-            ui.json(&document(doc::Ports::new(&found, &vm.forwards)))?;
-        } else {
-            ui.table(&["ADDRESS", "PORT", "PROCESS", "HOST"], &[1], rows(&found, &vm.forwards))?;
+            let vms = all.iter().map(|Listed { vm, found }| doc::PortsOfVm::new(vm, found)).collect();
+            ui.json(&document(doc::PortsOfVms { vms }))?;
+        } else if !all.is_empty() {
+            let rows = all.iter().flat_map(rows).collect();
+            ui.table(&["NAME", "ADDRESS", "PORT", "PROCESS", "HOST"], &[2], rows)?;
         }
-        Ok(0)
+        Ok(code)
     }
 }
 
-fn rows(found: &Found, forwards: &[ForwardInfo]) -> Vec<Vec<String>> {
+async fn ask(paths: Paths, client: Client, vm: VmKey) -> Result<Listed, CliError> {
+    let mut interrupts = Interrupts::new()?;
+    let mut session = Session::over(&paths, client);
+    let local = Local::copying(Input::none(), Outputs::start());
+    let id = vm.id.to_string();
+    let found = match drive(&mut session, &id, Open::Ports, local, &mut interrupts).await? {
+        Outcome::Ports(found) => found,
+        Outcome::Failed(failure) => {
+            return Err(exec::guest_failed(format!("cannot list the ports of VM '{}'", vm.name), &failure));
+        }
+        other => return Err(exec::unexpected(&other)),
+    };
+    Ok(Listed { vm: session.ask(Request::VmShow { vm: id }).await?, found })
+}
+
+fn rows(Listed { vm, found }: &Listed) -> Vec<Vec<String>> {
+    let name = || vm.name.to_string();
     let row = |socket: &Listening| {
         let processes = socket.processes.iter();
         let processes =
             processes.map(|process| format!("{} ({})", exec::printable(&process.name), process.pid));
-        let host = found.forwards_to(socket, forwards).map(at).collect::<Vec<_>>();
+        let host = found.forwards_to(socket, &vm.forwards).map(at).collect::<Vec<_>>();
         vec![
+            name(),
             socket.address.to_string(),
             socket.port.to_string(),
             or_dash(processes.collect::<Vec<_>>().join(", ")),
@@ -72,9 +95,9 @@ fn rows(found: &Found, forwards: &[ForwardInfo]) -> Vec<Vec<String>> {
     let idle =
         |info: &&ForwardInfo| !found.listening.iter().any(|socket| socket.port == info.forward.guest.get());
     let nothing = |info: &ForwardInfo| {
-        vec!["-".to_owned(), info.forward.guest.to_string(), "nothing listens".to_owned(), at(info)]
+        vec![name(), "-".to_owned(), info.forward.guest.to_string(), "nothing listens".to_owned(), at(info)]
     };
-    found.listening.iter().map(row).chain(forwards.iter().filter(idle).map(nothing)).collect()
+    found.listening.iter().map(row).chain(vm.forwards.iter().filter(idle).map(nothing)).collect()
 }
 
 fn at(info: &ForwardInfo) -> String {

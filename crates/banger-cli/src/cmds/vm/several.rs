@@ -4,7 +4,9 @@
 use banger_proto::daemon::{Accepted, JobResult, Request, VmInfo, VmKey, VmList};
 use banger_proto::pick;
 use clap::Args;
+use tokio::task::JoinSet;
 
+use crate::client::Client;
 use crate::context::Context;
 use crate::doc::{self, document};
 use crate::error::{CliError, INTERRUPTED};
@@ -81,6 +83,40 @@ pub(super) async fn find(session: &mut Session<'_>, names: &[String]) -> Result<
         }
     }
     Ok(vms)
+}
+
+/// Asks something of each VM, over a connection of its own and side by side: the answers in order, and the exit status. A VM
+/// that cannot answer is told of, and makes that 1.
+pub(super) async fn answers<T: Send + 'static, A: Future<Output = Result<T, CliError>> + Send + 'static>(
+    context: &Context,
+    session: &Session<'_>,
+    vms: Vec<Found>,
+    ask: impl Fn(Client, VmKey) -> A,
+) -> Result<(Vec<T>, u8), CliError> {
+    let mut asked = JoinSet::new();
+    for (at, vm) in vms.iter().enumerate().filter_map(|(at, vm)| vm.as_ref().ok().map(|vm| (at, vm))) {
+        let answer = ask(session.another().await?, vm.clone());
+        asked.spawn(async move { (at, answer.await) });
+    }
+    let mut answers: Vec<_> = vms.into_iter().map(|vm| vm.map(|_| None)).collect();
+    while let Some(answer) = asked.join_next().await {
+        // It is only cut off where it panics, which its hook tells.
+        if let Ok((at, answer)) = answer {
+            answers[at] = answer.map(Some);
+        }
+    }
+    let (mut all, mut code) = (Vec::new(), 0);
+    for answer in answers {
+        match answer {
+            Ok(answer) => all.extend(answer),
+            Err(error @ CliError::Failed(_)) => {
+                context.ui.error(&error);
+                code = 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((all, code))
 }
 
 /// Asks for each, then follows each. An interrupt cancels all that have not ended.
