@@ -5,6 +5,7 @@ use std::time::Duration;
 use banger_proto::catalog::IMAGES;
 use banger_proto::daemon::{ImageList, JobInfo, JobList, JobState, KernelList, Request, VmList};
 use banger_sys::paths::Paths;
+use clap::builder::{StringValueParser, TypedValueParser};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use serde::de::DeserializeOwned;
 
@@ -24,9 +25,14 @@ pub(crate) fn vms() -> ArgValueCandidates {
     })
 }
 
-/// A VM as a host name of ssh and the like, `NAME.vm`, without what names our domain.
+/// A VM as a host name of ssh and the like, `NAME.vm`, without what names our domain. No name and no id has a dot.
 pub(crate) fn without_domain(vm: &str) -> &str {
     vm.strip_suffix(".vm").unwrap_or(vm)
+}
+
+/// Parses an argument that names a VM.
+pub(crate) fn vm() -> impl TypedValueParser<Value = String> {
+    StringValueParser::new().map(|text| without_domain(&text).to_owned())
 }
 
 /// Names of images in the store.

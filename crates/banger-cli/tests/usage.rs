@@ -34,6 +34,8 @@ fn usage_is_2_and_125_where_a_guest_command_is_run() {
         (&["vm", "create", "--timeout", "0"], 2, "0"),
         (&["vm", "exec", "box"], 125, "CMD"),
         (&["vm", "exec"], 125, "Usage"),
+        (&["vm", "set", "box"], 2, "give at least one of --vcpu, --memory"),
+        (&["vm", "set", "--vcpu", "2"], 2, "Usage"),
         (&["vm", "ssh"], 2, "Usage"),
         (&["vm", "ssh", "box", "uname"], 2, "uname"),
         (&["vm", "ssh", "-x", "box", "--", "true"], 125, "-x"),

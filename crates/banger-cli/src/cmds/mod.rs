@@ -145,6 +145,27 @@ mod tests {
         assert!(without.is_empty(), "no example in the help of: {}", without.join(", "));
     }
 
+    /// However ssh calls it, wherever a VM is named.
+    #[test]
+    fn every_command_knows_a_vm_by_its_host_name() {
+        let mut command = Cli::command();
+        command.build();
+        let mut seen = 0;
+        for verb in command.find_subcommand("vm").unwrap().get_subcommands() {
+            let names_vms =
+                |arg: &clap::Arg| arg.get_value_names().is_some_and(|names| names[0].as_str() == "VM");
+            if !verb.get_arguments().any(names_vms) {
+                continue;
+            }
+            let mut words = vec!["banger", "vm", verb.get_name(), "box.vm"];
+            words.extend(if verb.get_name() == "exec" { &["--", "true"][..] } else { &[] });
+            let parsed = format!("{:?}", Cli::try_parse_from(&words).unwrap());
+            assert!(parsed.contains("\"box\"") && !parsed.contains("box.vm"), "{words:?}: {parsed}");
+            seen += 1;
+        }
+        assert!(seen > 15, "{seen} commands name VMs");
+    }
+
     fn examples(command: &mut clap::Command, without: &mut Vec<String>) {
         let name = command.get_bin_name().unwrap_or("banger").to_owned();
         let help = command.render_long_help().to_string();

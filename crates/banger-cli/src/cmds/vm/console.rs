@@ -27,7 +27,7 @@ use crate::terminal::{self, RawMode};
 #[command(after_long_help = "Examples:\n  banger vm console box")]
 pub(crate) struct Console {
     /// Name or id
-    #[arg(add = names::vms())]
+    #[arg(value_parser = names::vm(), add = names::vms())]
     vm: String,
 }
 

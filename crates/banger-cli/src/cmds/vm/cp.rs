@@ -11,6 +11,7 @@ use clap::{Args, ValueHint};
 use crate::context::Context;
 use crate::copy::{Copier, GuestPath, Manner};
 use crate::error::CliError;
+use crate::names;
 use crate::signals::Interrupts;
 
 /// Copy files into a VM, or out of one
@@ -123,7 +124,8 @@ impl Side {
                 "copy the directory that it is in: names in a tree may be any bytes",
             ));
         };
-        Ok(Self::Guest(GuestPath { vm: text[..colon].to_owned(), path: text[colon + 1..].to_owned() }))
+        let vm = names::without_domain(&text[..colon]).to_owned();
+        Ok(Self::Guest(GuestPath { vm, path: text[colon + 1..].to_owned() }))
     }
 }
 
@@ -137,5 +139,21 @@ fn not_one_guest(sides: &(Side, Side)) -> CliError {
             "neither SRC nor DST is in a VM",
             "write it as VM:PATH; a path here that has a colon begins with ./",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_side_is_a_path_or_a_vm_however_ssh_calls_it() {
+        for text in ["box:/srv", "box.vm:/srv"] {
+            let side = Side::parse(text.as_ref()).unwrap();
+            assert!(matches!(&side, Side::Guest(to) if to.vm == "box" && to.path == "/srv"), "{side:?}");
+        }
+        for text in ["./box:/srv", "/a:b", "box.vm"] {
+            assert!(matches!(Side::parse(text.as_ref()).unwrap(), Side::Here(_)), "{text}");
+        }
     }
 }

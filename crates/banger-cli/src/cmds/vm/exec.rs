@@ -33,7 +33,7 @@ pub(crate) struct Exec {
     #[arg(short, long, value_name = "DIR", value_parser = parse::guest_directory)]
     workdir: Option<String>,
     /// Name or id
-    #[arg(add = names::vms())]
+    #[arg(value_parser = names::vm(), add = names::vms())]
     vm: String,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]

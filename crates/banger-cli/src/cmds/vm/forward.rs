@@ -33,7 +33,7 @@ use crate::ui::Ui;
     banger vm forward box --remove 8080")]
 pub(crate) struct Forward {
     /// Name or id
-    #[arg(add = names::vms())]
+    #[arg(value_parser = names::vm(), add = names::vms())]
     vm: String,
     /// Ports, as [ADDRESS:]HOST:GUEST
     #[arg(value_name = "FORWARD")]

@@ -24,7 +24,7 @@ use crate::{exec, names};
     banger vm health --json box")]
 pub(crate) struct Health {
     /// Names or ids
-    #[arg(required = true, value_name = "VM", add = names::vms())]
+    #[arg(required = true, value_name = "VM", value_parser = names::vm(), add = names::vms())]
     vms: Vec<String>,
     /// Print JSON
     #[arg(long)]

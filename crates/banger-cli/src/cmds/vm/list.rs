@@ -25,7 +25,7 @@ pub(crate) struct List {
 #[command(after_long_help = "Examples:\n  banger vm show box\n  banger vm show box --json")]
 pub(crate) struct Show {
     /// Name or id
-    #[arg(add = names::vms())]
+    #[arg(value_parser = names::vm(), add = names::vms())]
     vm: String,
     /// Print JSON
     #[arg(long)]

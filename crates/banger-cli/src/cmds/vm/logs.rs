@@ -16,7 +16,7 @@ use crate::names;
 #[command(after_long_help = "Examples:\n  banger vm logs box\n  banger vm logs -f box")]
 pub(crate) struct Logs {
     /// Name or id
-    #[arg(add = names::vms())]
+    #[arg(value_parser = names::vm(), add = names::vms())]
     vm: String,
     /// Go on as the log grows
     #[arg(short, long)]

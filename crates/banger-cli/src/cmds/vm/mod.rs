@@ -32,7 +32,7 @@ pub(super) use options::with_defaults;
 /// Run, list and end virtual machines
 ///
 /// The usual command is 'banger vm run': a fresh VM and a shell in it, or one command with '-- CMD'. The others are its
-/// pieces. A VM is named by its name, its id, or the beginning of its id.
+/// pieces. A VM is named by its name, its id, or the beginning of its id, and NAME.vm, as ssh calls it, is the same as NAME.
 #[derive(Debug, Subcommand)]
 #[command(after_long_help = "Examples:\n  \
     banger vm run --rm -- uname -a\n  \

@@ -29,7 +29,7 @@ pub(crate) struct Ping {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Name or id
-    #[arg(add = names::vms())]
+    #[arg(value_parser = names::vm(), add = names::vms())]
     vm: String,
     /// Print JSON, at the end
     #[arg(long)]

@@ -27,7 +27,7 @@ use crate::signals::Interrupts;
     banger vm ports box --json")]
 pub(crate) struct Ports {
     /// Names or ids
-    #[arg(required = true, value_name = "VM", add = names::vms())]
+    #[arg(required = true, value_name = "VM", value_parser = names::vm(), add = names::vms())]
     vms: Vec<String>,
     /// Print JSON
     #[arg(long)]

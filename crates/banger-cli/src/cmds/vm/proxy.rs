@@ -25,8 +25,8 @@ const SSH: u16 = 22;
 #[command(after_long_help = "Examples:\n  \
     printf 'GET / HTTP/1.0\\r\\n\\r\\n' | banger vm proxy box 80")]
 pub(crate) struct Proxy {
-    /// Name or id, also as NAME.vm
-    #[arg(add = names::vms())]
+    /// Name or id
+    #[arg(value_parser = names::vm(), add = names::vms())]
     vm: String,
     /// The port
     #[arg(default_value = "22", value_parser = parse::port)]
@@ -37,7 +37,7 @@ impl Proxy {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let mut interrupts = Interrupts::new()?;
         let mut session = context.session().await?;
-        let (vm, port) = (names::without_domain(&self.vm), self.port);
+        let (vm, port) = (self.vm.as_str(), self.port);
         let local = Local::copying(read_stdin(), Outputs::start_connection());
         let outcome =
             drive(&mut session, vm, Open::Connect { port, keep_s: None }, local, &mut interrupts).await;

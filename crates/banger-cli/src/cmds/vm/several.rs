@@ -20,7 +20,7 @@ use crate::signals::Interrupts;
 #[derive(Debug, Args)]
 pub(super) struct Vms {
     /// Names or ids
-    #[arg(required = true, value_name = "VM", add = names::vms())]
+    #[arg(required = true, value_name = "VM", value_parser = names::vm(), add = names::vms())]
     pub(super) names: Vec<String>,
     /// Print JSON
     #[arg(long)]

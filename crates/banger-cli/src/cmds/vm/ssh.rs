@@ -31,8 +31,8 @@ pub(crate) struct Ssh {
     /// Give CMD a terminal
     #[arg(short, long)]
     tty: bool,
-    /// Name or id, also as NAME.vm
-    #[arg(add = names::vms())]
+    /// Name or id
+    #[arg(value_parser = names::vm(), add = names::vms())]
     vm: String,
     /// The command and its arguments; none is a shell
     #[arg(last = true, value_name = "CMD")]
@@ -49,7 +49,7 @@ impl Ssh {
         let client = ssh::client()?;
         let mut interrupts = Interrupts::new()?;
         let mut session = context.session().await?;
-        let request = Request::VmShow { vm: names::without_domain(&self.vm).to_owned() };
+        let request = Request::VmShow { vm: self.vm };
         let vm: VmInfo = session.client.call(request).await?;
         guest::check(&mut session, vm.name.as_str(), &mut interrupts).await?;
         let wishes = Wishes { forward_agent: self.forward_agent, tty: self.tty };
