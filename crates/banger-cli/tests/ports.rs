@@ -1,4 +1,5 @@
 //! `vm ports` against a fake daemon: a table, a document, several VMs, and nothing of what a guest says steers a terminal.
+//! And what `vm forward --remove` prints.
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
 mod environment;
@@ -81,4 +82,14 @@ fn a_guest_that_cannot_say_is_quoted() {
     );
     let output = ports(Outcome::ShuttingDown, &["box"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("something else than was asked"));
+}
+
+#[test]
+fn what_was_removed_is_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let _fake = Fake::start(&dir.path().join("run"));
+    let args = ["vm", "forward", "box", "--remove", "8080", "[::1]:81:80"];
+    let output = environment::banger(dir.path(), &args).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "127.0.0.1:8080\n[::1]:81\n");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -209,7 +209,7 @@ fn forward_life(world: &mut World) -> anyhow::Result<()> {
         added.split_once(':').and_then(|(_, rest)| rest.split_once(" -> ")).context("no port")?.0.parse()?;
     ensure!(added.lines().count() == 2 && exchange(chosen, b"")? == b"served\n", "{added}");
     let held = connect(8009)?;
-    world.ok(&["vm", "forward", "box", "--remove", "8009"])?;
+    ensure!(world.ok(&["vm", "forward", "box", "--remove", "8009"])?.text() == "127.0.0.1:8009");
     ensure!(TcpStream::connect("127.0.0.1:8009").is_err(), "a port that was ended is open");
     let mut rest = Vec::new();
     { held }.read_to_end(&mut rest)?;

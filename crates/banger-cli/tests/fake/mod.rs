@@ -210,6 +210,7 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
                 state.lock().unwrap().lease = fds.pop();
                 reply(stream, json!({}));
             }
+            "VmUnforward" => reply(stream, json!({})),
             "VmList" => {
                 let mut state = state.lock().unwrap();
                 match state.later.pop_front() {

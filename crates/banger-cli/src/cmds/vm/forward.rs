@@ -23,7 +23,7 @@ use crate::ui::Ui;
 /// Forwards belong to the VM: they open now where it runs, close when it stops, open again when it starts, also
 /// over a restart of the daemon, and go when it is deleted. Without a FORWARD they are listed.
 ///
-/// With --remove they are ended, named by HOST, ADDRESS:HOST or the whole; connections that exist go on.
+/// With --remove they are ended, named by HOST, ADDRESS:HOST or the whole, and printed; connections that exist go on.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  \
     banger vm forward box 8080:80\n  \
@@ -56,6 +56,9 @@ impl Forward {
             for at in listeners {
                 let request = Request::VmUnforward { vm: vm.clone(), address: at.ip(), host: at.port() };
                 let Empty {} = session.client.call(request).await?;
+                if !self.json {
+                    ui.line(at)?;
+                }
             }
             return if self.json { list(ui, &mut session, vm, true).await } else { Ok(0) };
         }
