@@ -1,4 +1,4 @@
-//! Commands on several VMs against a fake daemon: which are meant, what is asked, what is told.
+//! Commands on several VMs against a fake daemon: which are meant, what is asked, what is told. And logs that are followed.
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
 mod environment;
@@ -191,4 +191,24 @@ fn a_wait_tells_of_errors_and_of_the_end_of_its_time() {
     let (status, out, _) = world.run(&["vm", "wait", "--json", "three"]);
     let document: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((status, &document["vms"][0]["state"]), (0, &"stopped".into()));
+}
+
+#[test]
+fn a_log_is_followed_over_daemons_that_end_until_its_vm_is_gone() {
+    let world = World::new();
+    let deliver = |parts: &[&str]| {
+        world.fake.state.lock().unwrap().console = parts.iter().map(|part| part.as_bytes().into()).collect();
+    };
+    deliver(&["boot\nlast\n", "last\nmore\n"]);
+    let (status, out, err) = world.run(&["vm", "logs", "-f", "one"]);
+    assert_eq!((status, out.as_str(), err.as_str()), (0, "boot\nlast\nlast\nmore\n", ""));
+    let asked = world.asked();
+    let recent: Vec<_> = asked.iter().map(|(_, parameters)| parameters["recent"] == true).collect();
+    assert_eq!(recent, [false, true, true], "{asked:?}");
+    deliver(&["all\n", "never\n"]);
+    let (status, out, err) = world.run(&["vm", "logs", "one.vm"]);
+    assert_eq!((status, out.as_str(), err.as_str()), (0, "all\n", ""));
+    assert_eq!(world.asked()[0].1["vm"], "one");
+    deliver(&[]);
+    assert_eq!(world.run(&["vm", "logs", "-f", "one"]).0, 1);
 }

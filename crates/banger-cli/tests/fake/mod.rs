@@ -66,6 +66,8 @@ pub(crate) struct State {
     results: BTreeMap<String, Value>,
     /// What `Pack` sends, and how it or `Ports` ends.
     pub(crate) pack: (Vec<u8>, Option<Outcome>),
+    /// What each follower of the console log gets before its end; without any the VM is gone.
+    pub(crate) console: VecDeque<Vec<u8>>,
     /// The guest's sshd; without one its agent does not know the question.
     pub(crate) sshd: Option<Sshd>,
     /// Variables and directory of the last command.
@@ -241,6 +243,18 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
                 Some(vm) => reply(stream, vm),
                 None => send(stream, &gone, None),
             },
+            "VmLogs" => {
+                let mut state = state.lock().unwrap();
+                state.asked.push((method.clone(), parameters));
+                match state.console.pop_front() {
+                    Some(bytes) => {
+                        let (reader, mut writer) = std::io::pipe().unwrap();
+                        writer.write_all(&bytes).unwrap();
+                        send(stream, &json!({"parameters": {}}), Some(reader.into()));
+                    }
+                    None => send(stream, &gone, None),
+                }
+            }
             "SessionOpen" if meant.as_ref().is_some_and(|vm| vm["state"] != "running") => {
                 let text = format!("VM {} does not run", meant.unwrap()["name"]);
                 let at_rest = json!({"error": "dev.banger.Daemon.Failed", "parameters":

@@ -36,7 +36,7 @@ impl Console {
         let mut interrupts = Interrupts::new()?;
         let mut session = context.session().await?;
         let vm = &self.vm;
-        let mut output = self.attach(&mut session).await?;
+        let mut output = watch(attach(&mut session, vm, true, true).await?)?;
         let keyboard = terminal::is_interactive();
         if keyboard {
             context.ui.note(format!(
@@ -49,8 +49,8 @@ impl Console {
         let code = loop {
             tokio::select! {
                 read = output.read(&mut buffer) => match read.map_err(io_error("cannot read the console"))? {
-                    0 => match self.attach_again(&mut session).await? {
-                        Some(again) => output = again,
+                    0 => match attach_again(&mut session, vm).await? {
+                        Some(again) => output = watch(again)?,
                         None => break 0,
                     },
                     count => context.ui.raw(&buffer[..count])?,
@@ -70,28 +70,32 @@ impl Console {
         }
         Ok(code)
     }
+}
 
-    async fn attach(&self, session: &mut Session<'_>) -> Result<Receiver, CliError> {
-        match session.client.descriptor(self.request()).await {
-            Err(CallError::Lost) => {
-                session.reconnect().await?;
-                watch(session.client.descriptor(self.request()).await?)
-            }
-            attached => watch(attached?),
+/// The console log, as it is and as it grows; a daemon that ends meanwhile is asked again.
+pub(super) async fn attach(
+    session: &mut Session<'_>,
+    vm: &str,
+    follow: bool,
+    recent: bool,
+) -> Result<OwnedFd, CliError> {
+    let request = || Request::VmLogs { vm: vm.to_owned(), follow, recent };
+    match session.client.descriptor(request()).await {
+        Err(CallError::Lost) => {
+            session.reconnect().await?;
+            Ok(session.client.descriptor(request()).await?)
         }
+        attached => Ok(attached?),
     }
+}
 
-    /// After its end: `None` where the VM is gone, and else it was the daemon that ended.
-    async fn attach_again(&self, session: &mut Session<'_>) -> Result<Option<Receiver>, CliError> {
-        session.reconnect().await?;
-        match self.attach(session).await {
-            Err(CliError::Failed(report)) if report.code == ErrorCode::NotFound => Ok(None),
-            attached => attached.map(Some),
-        }
-    }
-
-    fn request(&self) -> Request {
-        Request::VmLogs { vm: self.vm.clone(), follow: true, recent: true }
+/// After the end of one that was followed, from its last lines on: `None` where the VM is gone, and else it was the daemon
+/// that ended.
+pub(super) async fn attach_again(session: &mut Session<'_>, vm: &str) -> Result<Option<OwnedFd>, CliError> {
+    session.reconnect().await?;
+    match attach(session, vm, true, true).await {
+        Err(CliError::Failed(report)) if report.code == ErrorCode::NotFound => Ok(None),
+        attached => attached.map(Some),
     }
 }
 

@@ -1,17 +1,18 @@
 //! `banger vm logs`
 
-use banger_proto::daemon::Request;
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use super::console;
 use crate::context::Context;
 use crate::error::{CliError, io_error};
 use crate::names;
 
 /// Print a VM's console log
 ///
-/// What the guest's kernel and init wrote to the serial console, oldest first. It is kept within a bound.
+/// What the guest's kernel and init wrote to the serial console, oldest first. It is kept within a bound. With -f it goes on
+/// until the VM is deleted, over restarts of the VM, and of the daemon: after one of those it begins with the last lines again.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  banger vm logs box\n  banger vm logs -f box")]
 pub(crate) struct Logs {
@@ -26,13 +27,14 @@ pub(crate) struct Logs {
 impl Logs {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let mut session = context.session().await?;
-        let log = session
-            .client
-            .descriptor(Request::VmLogs { vm: self.vm, follow: self.follow, recent: false })
-            .await?;
+        let mut log = console::attach(&mut session, &self.vm, self.follow, false).await?;
         let mut buffer = vec![0; 64 * 1024];
         loop {
             match rustix::io::read(&log, &mut buffer) {
+                Ok(0) if self.follow => match console::attach_again(&mut session, &self.vm).await? {
+                    Some(again) => log = again,
+                    None => return Ok(0),
+                },
                 Ok(0) => return Ok(0),
                 Ok(count) => context.ui.raw(&buffer[..count])?,
                 Err(Errno::INTR) => {}
