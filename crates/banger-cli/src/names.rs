@@ -1,12 +1,16 @@
 //! Names of VMs as host names, and names for the shell's completion, from the daemon that runs. Silent where none does, and never starts one.
 
+use std::ffi::OsStr;
 use std::time::Duration;
 
+use banger_proto::VmState;
 use banger_proto::catalog::IMAGES;
 use banger_proto::daemon::{ImageList, JobInfo, JobList, JobState, KernelList, Request, VmList};
 use banger_sys::paths::Paths;
 use clap::builder::{StringValueParser, TypedValueParser};
-use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::engine::{
+    ArgValueCandidates, ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter,
+};
 use serde::de::DeserializeOwned;
 
 use crate::client::Client;
@@ -22,6 +26,23 @@ pub(crate) fn vms() -> ArgValueCandidates {
             CompletionCandidate::new(vm.name.as_str()).help(Some(vm.state.to_string().into()))
         };
         vms.iter().map(candidate).collect()
+    })
+}
+
+/// Paths here, `-`, and VMs that run as `NAME:`, for a path in them.
+pub(crate) fn vms_and_paths() -> ArgValueCompleter {
+    ArgValueCompleter::new(|typed: &OsStr| {
+        let mut all = PathCompleter::any().stdio().complete(typed);
+        // What has a slash or a colon is past the name.
+        if let Some(begun) = typed.to_str().filter(|begun| !begun.contains(['/', ':'])) {
+            let vms = ask::<VmList>(Request::VmList {}).map(|list| list.vms).unwrap_or_default();
+            let running = vms.iter().filter(|vm| vm.state == VmState::Running);
+            let meant = running.filter(|vm| vm.name.as_str().starts_with(begun));
+            all.extend(meant.map(|vm| {
+                CompletionCandidate::new(format!("{}:", vm.name)).help(Some("a path in this VM".into()))
+            }));
+        }
+        all
     })
 }
 

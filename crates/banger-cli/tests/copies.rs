@@ -1,5 +1,5 @@
 //! `vm cp` against a fake daemon: what goes in is the archive that was meant, and what comes out of a hostile guest stays
-//! below the destination.
+//! below the destination. And what the shell completes.
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
 mod environment;
@@ -239,4 +239,28 @@ fn what_cannot_work_is_refused_in_one_sentence() {
     let output = world.cp(&["f", "box:/x"]);
     assert!(text(&output.stderr).contains("there is no such VM"), "{}", text(&output.stderr));
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn completion_offers_vms_that_run_beside_paths() {
+    let world = World::new();
+    let (mut at_rest, mut other) = (fake::vm(), fake::vm());
+    (at_rest["name"], at_rest["state"], other["name"]) = ("bold".into(), "stopped".into(), "other".into());
+    world.fake.state.lock().unwrap().vms = vec![fake::vm(), at_rest, other];
+    fs::write(world.work().join("bottle"), "").unwrap();
+    for (typed, expected) in [
+        ("bo", &["bottle", "box:"][..]),
+        ("", &["-", ".", "bottle", "box:", "other:"]),
+        ("./bo", &["./bottle"]),
+        ("box:", &[]),
+    ] {
+        let mut command = world.command(&["--", "banger", "vm", "cp", typed]);
+        let output = command.env("COMPLETE", "fish").output().unwrap();
+        let said = text(&output.stdout);
+        let offered = said.lines().map(|line| line.split('\t').next().unwrap());
+        // Flags are offered too where nothing is typed.
+        let mut offered: Vec<&str> = offered.filter(|word| *word == "-" || !word.starts_with('-')).collect();
+        offered.sort_unstable();
+        assert_eq!(offered, expected, "{typed}: {}", text(&output.stderr));
+    }
 }

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use banger_tree::Owners;
-use clap::{Args, ValueHint};
+use clap::Args;
 
 use crate::context::Context;
 use crate::copy::{Copier, GuestPath, Manner};
@@ -38,10 +38,10 @@ pub(crate) struct Cp {
     #[arg(short, long)]
     archive: bool,
     /// A path here, VM:PATH, or '-'
-    #[arg(value_hint = ValueHint::AnyPath)]
+    #[arg(add = names::vms_and_paths())]
     src: OsString,
     /// VM:PATH, a path here, or '-'
-    #[arg(value_hint = ValueHint::AnyPath)]
+    #[arg(add = names::vms_and_paths())]
     dst: OsString,
 }
 
