@@ -109,6 +109,13 @@ impl Drop for Accepting {
     }
 }
 
+impl Rows {
+    /// Where the VM's ports are, open or not.
+    fn listeners(&self) -> impl Iterator<Item = SocketAddr> {
+        self.rows.iter().map(|row| row.forward.listens_at())
+    }
+}
+
 impl Taken {
     /// The forwards, with their real ports.
     pub fn forwards(&self) -> Vec<Forward> {
@@ -191,10 +198,11 @@ impl Forwards {
         }
         let (forward, listener) = self.bind(&wanted)?;
         let record = handle.view().record;
-        let taken = forwarder.lock().rows.iter().any(|row| row.forward.listens_at() == forward.listens_at());
-        if taken {
-            // It does not run, or the port could not have been had.
-            let text = format!("VM '{}' has a forward at {} already", record.name, forward.listens_at());
+        let at = forward.listens_at();
+        let own = forwarder.lock().listeners().find(|own| overlap(*own, at));
+        if let Some(at) = own {
+            // It does not run, or the port could not have been had: its next start could not have both.
+            let text = format!("VM '{}' has a forward at {at} already", record.name);
             return Err(ErrorReport::new(ErrorCode::AlreadyExists, text)
                 .hint(format!("banger vm forward {} shows it", record.name)));
         }
@@ -226,7 +234,7 @@ impl Forwards {
         };
         let forwarder = self.vms().get(&record.id).cloned().ok_or_else(missing)?;
         let _changing = forwarder.changing.lock().await;
-        if !forwarder.lock().rows.iter().any(|row| row.forward.listens_at() == listener) {
+        if !forwarder.lock().listeners().any(|own| own == listener) {
             return Err(missing());
         }
         let (id, durability) = (record.id.clone(), Durability::Host);
@@ -345,11 +353,7 @@ impl Forwarder {
     fn has_open(&self, at: SocketAddr) -> bool {
         // The caller may hold the rows of one VM, whose ports are not open.
         let Ok(rows) = self.rows.try_lock() else { return false };
-        let overlaps = |own: SocketAddr| {
-            let any = own.ip().is_unspecified() || at.ip().is_unspecified();
-            own.port() == at.port() && (own.ip() == at.ip() || (any && own.is_ipv4() == at.is_ipv4()))
-        };
-        rows.rows.iter().any(|row| row.open.is_some() && overlaps(row.forward.listens_at()))
+        rows.rows.iter().any(|row| row.open.is_some() && overlap(row.forward.listens_at(), at))
     }
 
     /// An open port, or why it is not.
@@ -419,7 +423,35 @@ async fn accept(listener: TcpListener, handle: Handle, forward: Forward, connect
     }
 }
 
+/// Whether only one of both can be listened at.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (one.ip() == other.ip() || (any && one.is_ipv4() == other.is_ipv4()))
+}
+
 fn too_many() -> ErrorReport {
     ErrorReport::new(ErrorCode::InvalidInput, format!("a VM has at most {MAX_FORWARDS} forwards"))
         .hint("end one: banger vm forward NAME --remove PORT")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_and_all_of_its_family_have_the_same_port() {
+        for (one, other, both) in [
+            ("127.0.0.1:80", "127.0.0.1:80", false),
+            ("127.0.0.1:80", "127.0.0.1:81", true),
+            ("127.0.0.1:80", "127.0.0.2:80", true),
+            ("127.0.0.1:80", "0.0.0.0:80", false),
+            ("127.0.0.1:80", "0.0.0.0:81", true),
+            ("127.0.0.1:80", "[::]:80", true),
+            ("[::1]:80", "[::]:80", false),
+            ("0.0.0.0:80", "[::]:80", true),
+        ] {
+            let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!((overlap(one, other), overlap(other, one)), (!both, !both), "{one} and {other}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Forwards, as a client of the daemon sees them. That a VM's port is open exactly while it runs, whatever breaks, is
 //! checked wherever these tests wait (`Client::until`).
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use anyhow::{Context, ensure};
 use banger_proto::ports::{ForwardInfo, ForwardState};
@@ -165,6 +165,10 @@ fn forwards_come_and_go_while_it_runs_and_while_it_does_not() -> anyhow::Result<
         ensure!(added.state == ForwardState::Closed && closed(two.listens_at()), "{added:?}");
         let again = services.vm_forward(NAME, two).await.err().context("it was added twice")?;
         ensure!(again.code == ErrorCode::AlreadyExists, "{again:?}");
+        // Both could not be had at its next start.
+        let everywhere = Forward { address: Ipv4Addr::UNSPECIFIED.into(), ..two };
+        let both = services.vm_forward(NAME, everywhere).await.err().context("a start would fail for it")?;
+        ensure!([ErrorCode::AlreadyExists, ErrorCode::InUse].contains(&both.code), "{both:?}");
         client.done(services.vm_start(NAME, options(Wait::Agent)).await).await?;
         ensure!(!closed(one.listens_at()) && !closed(two.listens_at()));
         services.vm_unforward(NAME, one.listens_at()).await.map_err(whole)?;
