@@ -211,6 +211,10 @@ impl Forwards {
         written.await.map_err(|error| error.report(format!("cannot forward {forward}")))?;
         {
             let mut rows = forwarder.lock();
+            if handle.view().gone {
+                // Its task has closed its ports, or waits for these rows to do so: nobody would close this one.
+                return Err(handle.gone());
+            }
             let on = forwarder.is_on() || rows.claims > 0;
             rows.rows.push(if on {
                 forwarder.row(forward, listener)

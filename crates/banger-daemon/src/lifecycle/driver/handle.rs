@@ -266,7 +266,8 @@ impl Handle {
         }
     }
 
-    fn gone(&self) -> ErrorReport {
+    /// Why nothing is answered any more.
+    pub(crate) fn gone(&self) -> ErrorReport {
         let view = self.view.borrow();
         let name = &view.record.name;
         if view.gone {
