@@ -78,13 +78,13 @@ impl Services {
         };
         let accepted = Accepted { job: job.id().clone(), vm: Some(key) };
         let (mut driver, handle) = Driver::new(world.clone(), record, SharedLive::default(), lease);
-        // Before anybody can find the VM: whatever else is asked of it comes after its start.
+        // Before anybody can find the VM: whatever else is asked of it comes after its start, with its forwards.
         let start = match start {
             None => None,
             Some(options) => Some(handle.ask(What::Start(options), job.clone(), job.cancel().clone()).await),
         };
-        self.drivers.add(handle.clone());
         let mut ports = (!wanted.is_empty()).then(|| world.forwards.begin_new(&handle, taken));
+        self.drivers.add(handle.clone());
         let drivers = self.drivers.clone();
         tokio::spawn(async move {
             let created = driver.create(operation, job.clone()).await;
