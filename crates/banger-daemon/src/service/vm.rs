@@ -204,7 +204,8 @@ impl Services {
             Signal::Kill => self.vm_job(vm, JobKind::VmKill, What::Kill).await,
             Signal::Term => {
                 // No request to its driver: what is asked of the guest changes no state by itself.
-                let (handle, job, accepted) = self.vm_job_begun(vm, JobKind::VmKill).await?;
+                let handle = self.drivers.find(vm)?;
+                let (job, accepted) = self.vm_job_begun(&handle, JobKind::VmKill).await?;
                 let world = self.drivers.world().clone();
                 tokio::spawn(async move {
                     let asked = handle.power_off(&*job, job.cancel()).await;
@@ -222,7 +223,8 @@ impl Services {
 
     /// `VmResume`.
     pub async fn vm_resume(&self, vm: &str) -> Result<Accepted, ErrorReport> {
-        let (handle, job, accepted) = self.vm_job_begun(vm, JobKind::VmResume).await?;
+        let handle = self.drivers.find(vm)?;
+        let (job, accepted) = self.vm_job_begun(&handle, JobKind::VmResume).await?;
         let world = self.drivers.world().clone();
         tokio::spawn(async move {
             let resumed = handle.call(What::Resume, job.clone(), job.cancel().clone()).await;
@@ -253,7 +255,8 @@ impl Services {
     }
 
     async fn vm_job(&self, vm: &str, kind: JobKind, what: What) -> Result<Accepted, ErrorReport> {
-        let (handle, job, accepted) = self.vm_job_begun(vm, kind).await?;
+        let handle = self.drivers.find(vm)?;
+        let (job, accepted) = self.vm_job_begun(&handle, kind).await?;
         let world = self.drivers.world().clone();
         tokio::spawn(async move { carry_out(&world, &handle, what, &job).await });
         Ok(accepted)
@@ -261,8 +264,10 @@ impl Services {
 
     /// The same for what starts a VM: refused where its ports cannot be had, which are open from then on.
     async fn vm_job_with_ports(&self, vm: &str, kind: JobKind, what: What) -> Result<Accepted, ErrorReport> {
-        let ports = self.drivers.world().forwards.claim(&self.drivers.find(vm)?)?;
-        let (handle, job, accepted) = self.vm_job_begun(vm, kind).await?;
+        // Once: a name may be another VM's by the time the job is written down.
+        let handle = self.drivers.find(vm)?;
+        let ports = self.drivers.world().forwards.claim(&handle)?;
+        let (job, accepted) = self.vm_job_begun(&handle, kind).await?;
         let world = self.drivers.world().clone();
         tokio::spawn(async move {
             carry_out(&world, &handle, what, &job).await;
@@ -273,14 +278,13 @@ impl Services {
 
     async fn vm_job_begun(
         &self,
-        vm: &str,
+        handle: &Handle,
         kind: JobKind,
-    ) -> Result<(Handle, Arc<Job>, Accepted), ErrorReport> {
-        let handle = self.drivers.find(vm)?;
+    ) -> Result<(Arc<Job>, Accepted), ErrorReport> {
         let key = handle.view().record.key();
         let job = Arc::new(self.jobs.begin(kind, Subject::Vm(key.clone())).await?);
         let accepted = Accepted { job: job.id().clone(), vm: Some(key) };
-        Ok((handle, job, accepted))
+        Ok((job, accepted))
     }
 
     /// `VmHold`.
