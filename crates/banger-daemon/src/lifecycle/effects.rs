@@ -26,6 +26,8 @@ use crate::ports::{
 };
 use crate::store::{Durability, Store, vms};
 
+/// A VMM has so long to make a disk larger that is in use. It only tells the guest, and nothing calls that off.
+const RESIZES: Duration = Duration::from_secs(10);
 /// A guest that is up has so long to grow its file system.
 const EXTENDS: Duration = Duration::from_secs(20);
 
@@ -291,7 +293,12 @@ impl VmEffects {
 
     async fn extend_disk(&self) -> Result<(), ErrorReport> {
         let machine = self.live().machine.clone().ok_or_else(|| self.out_of_order(Step::ExtendDisk))?;
-        match machine.grow_root(self.record.disk).await? {
+        let resized = tokio::time::timeout(RESIZES, machine.grow_root(self.record.disk)).await;
+        let grown = resized.unwrap_or_else(|_| {
+            Err(ErrorReport::new(ErrorCode::TimedOut, self.message(Step::ExtendDisk))
+                .cause(format!("{} did not do it within {} s", machine.kind(), RESIZES.as_secs())))
+        });
+        match grown? {
             Grown::Now => Ok(()),
             Grown::AtNextStart => {
                 Err(ErrorReport::new(ErrorCode::HostUnsupported, self.message(Step::ExtendDisk))

@@ -67,8 +67,8 @@ impl Kind {
     /// Whether it waits for the guest. Such a one can be called off, while it waits; the others are short.
     pub const fn waits_for_guest(self) -> bool {
         match self {
-            Self::Start | Self::Stop => true,
-            Self::Create | Self::Kill | Self::Settle | Self::Delete | Self::Grow | Self::Extend => false,
+            Self::Start | Self::Stop | Self::Extend => true,
+            Self::Create | Self::Kill | Self::Settle | Self::Delete | Self::Grow => false,
         }
     }
 
@@ -210,7 +210,7 @@ impl Step {
     /// work on a blocking thread cannot be called off at all.
     pub const fn may_be_called_off(self) -> bool {
         match self {
-            Self::Configure | Self::GrowRoot | Self::AwaitBoot | Self::AskGuest => true,
+            Self::Configure | Self::GrowRoot | Self::ExtendRoot | Self::AwaitBoot | Self::AskGuest => true,
             Self::StateDir
             | Self::RootDisk
             | Self::HostKeys
@@ -220,7 +220,6 @@ impl Step {
             | Self::Vmm
             | Self::Link
             | Self::ExtendDisk
-            | Self::ExtendRoot
             | Self::EndVmm
             | Self::Unlink
             | Self::CleanUp

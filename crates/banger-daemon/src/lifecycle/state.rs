@@ -12,7 +12,7 @@
 //! ```
 //!
 //! `starting` and `stopping` are exactly the states in which an operation runs that leads to another state: what changes a
-//! VM's settings leaves it where it is. Every state leads to deletion: at once by force, because what waits for the
+//! VM's settings leaves it where it is, and is called off by the next request where it waits for the guest. Every state leads to deletion: at once by force, because what waits for the
 //! guest is called off for it.
 
 use banger_proto::{ErrorCode, ErrorReport, VmName, VmState};

@@ -1,8 +1,10 @@
 //! What a VM is made of, changed at rest and while it runs.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, ensure};
-use banger_proto::daemon::{JobEventKind, JobResult, VmInfo};
-use banger_proto::spec::{Changeable, VmChange, Wait};
+use banger_proto::daemon::{Accepted, JobEventKind, JobResult, VmInfo};
+use banger_proto::spec::{Changeable, Signal, VmChange, Wait};
 use banger_proto::{ByteSize, ErrorCode, VmSpec, VmState};
 use testkit::fake::{FakeWorld, IMAGE_SIZE, Temper};
 
@@ -36,6 +38,10 @@ const REST: VmChange =
 /// Changes the VM and gives back how it is, with what its user was told.
 async fn set(client: &Client<'_>, change: VmChange) -> anyhow::Result<(VmInfo, Vec<String>)> {
     let begun = client.services.vm_set(NAME, change).await.map_err(whole)?;
+    outcome(client, &begun).await
+}
+
+async fn outcome(client: &Client<'_>, begun: &Accepted) -> anyhow::Result<(VmInfo, Vec<String>)> {
     let mut watch = client.services.job_watch(&begun.job, 0).await.map_err(whole)?;
     let mut told = Vec::new();
     while let Some(event) = watch.next().await {
@@ -100,6 +106,52 @@ fn a_disk_grows_under_its_guest_where_the_vmm_can() -> anyhow::Result<()> {
         client.done(client.services.vm_restart(NAME, 5, options(Wait::Booted)).await).await?;
         let vm = client.state(VmState::Running).await?;
         ensure!(vm.pending.is_empty() && vm.disk == times(5), "{vm:?}");
+        Ok(())
+    })
+}
+
+/// Does it while no time passes: whoever waits for a limit waits in vain.
+async fn at_once<T>(does: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let spins = async {
+        while Instant::now() < deadline {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        done = does => done,
+        () = spins => anyhow::bail!("it waits for time to pass"),
+    }
+}
+
+#[test]
+fn a_growth_that_waits_for_its_guest_gives_way() -> anyhow::Result<()> {
+    with_a_vm(true, async |client| {
+        let services = client.services;
+        for (factor, state) in [(2, Some(VmState::Paused)), (3, Some(VmState::Stopped)), (4, None)] {
+            client.world.temper(Temper::Silent);
+            let grows = services.vm_set(NAME, disk(factor)).await.map_err(whole)?;
+            let gives_way = async {
+                let instead = match state {
+                    Some(VmState::Paused) => services.vm_pause(NAME).await,
+                    Some(_) => services.vm_kill(NAME, Signal::Kill).await,
+                    None => services.vm_delete(NAME, true).await,
+                };
+                client.done(instead).await?;
+                outcome(client, &grows).await
+            };
+            let (_, told) = at_once(gives_way).await?;
+            ensure!(told.len() == 2 && told[0].contains("called off"), "{told:?}");
+            ensure!(told[1].contains("at its next start"), "{told:?}");
+            client.world.temper(Temper::Good);
+            let Some(state) = state else { break };
+            let vm = client.state(state).await?;
+            ensure!(vm.disk == times(factor) && vm.pending == [Changeable::Disk], "{vm:?}");
+            client.done(services.vm_restart(NAME, 5, options(Wait::Booted)).await).await?;
+            let vm = client.state(VmState::Running).await?;
+            ensure!(vm.disk == times(factor) && vm.pending.is_empty(), "{vm:?}");
+        }
+        ensure!(client.vms().await?.is_empty(), "it was not deleted");
         Ok(())
     })
 }

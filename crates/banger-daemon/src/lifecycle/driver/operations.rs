@@ -410,7 +410,17 @@ impl Driver {
     }
 
     pub(super) async fn close(&self, operation: &Operation, clean: bool) -> Result<(), ErrorReport> {
-        let record = self.record.clone();
+        self.close_in(self.record.state, operation, clean).await
+    }
+
+    /// The same, and the store has the VM in this state.
+    pub(super) async fn close_in(
+        &self,
+        state: VmState,
+        operation: &Operation,
+        clean: bool,
+    ) -> Result<(), ErrorReport> {
+        let record = VmRecord { state, ..self.record.clone() };
         let closed = self.world.journal.close(operation, clean, move |conn| vms::update(conn, &record)).await;
         closed.map_err(|error| error.in_operation(operation.id()))
     }

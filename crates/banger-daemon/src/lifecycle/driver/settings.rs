@@ -72,6 +72,7 @@ impl Driver {
         before: VmRecord,
         asked: &Asked,
     ) -> Result<(), ErrorReport> {
+        let state = before.state;
         let (canceller, off) = cancel::pair();
         let failed = match self.work(&operation, asked, &canceller, &off).await {
             Ok(()) => {
@@ -90,7 +91,8 @@ impl Driver {
                 Some(undone.error)
             }
         };
-        let closed = self.close(&operation, true).await;
+        // What called it off has said already where the VM goes; the store has that from when it begins.
+        let closed = self.close_in(state, &operation, true).await;
         self.publish(false);
         match failed {
             Some(error) => Err(both(error, closed)),
