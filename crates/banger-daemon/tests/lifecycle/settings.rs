@@ -95,6 +95,10 @@ fn a_disk_grows_under_its_guest_where_the_vmm_can() -> anyhow::Result<()> {
         ensure!(told[1].contains("at its next start"), "{told:?}");
         ensure!(vm.disk == times(3) && vm.pending == [Changeable::Disk], "{vm:?}");
         client.world.refuse_growth(false);
+        // Asked for the same, it tries again.
+        let (vm, told) = set(client, disk(3)).await?;
+        ensure!(told.len() == 1 && told[0].contains("has now"), "{told:?}");
+        ensure!(vm.disk == times(3) && vm.pending.is_empty(), "{vm:?}");
         // The disk has grown, and nobody grew the file system.
         client.world.temper(Temper::Silent);
         let (vm, told) = set(client, disk(4)).await?;

@@ -28,14 +28,16 @@ impl Driver {
         record.memory = change.memory.unwrap_or(before.memory);
         record.disk = disk;
         record.nat = change.nat.unwrap_or(before.nat);
-        let changed = differences(&before, record);
+        // One that could not be made larger while it ran is tried again.
+        let waits = before.pending.contains(&Changeable::Disk);
+        let grows = disk > before.disk || (waits && change.disk.is_some());
+        let changed = differences(&before, record, grows);
         if changed.is_empty() {
             asked.report().note(&format!("VM '{}' is made of that already", record.name));
             return Ok(());
         }
         // A machine that an error left still has what it was started with.
         let runs = lock(&self.live).machine.is_some();
-        let grows = disk > before.disk;
         for what in &changed {
             let waits = runs || *what == Changeable::Disk;
             if waits && !record.pending.contains(what) {
@@ -87,7 +89,11 @@ impl Driver {
                 None
             }
             Err(undone) => {
-                self.record = VmRecord { disk: self.disk_now().await.unwrap_or(before.disk), ..before };
+                let now = self.disk_now().await.unwrap_or(before.disk);
+                // What waited for the next start does so still.
+                let waits = before.pending.contains(&Changeable::Disk);
+                let disk = if waits { now.max(before.disk) } else { now };
+                self.record = VmRecord { disk, ..before };
                 Some(undone.error)
             }
         };
@@ -133,11 +139,11 @@ impl Driver {
     }
 }
 
-fn differences(before: &VmRecord, now: &VmRecord) -> Vec<Changeable> {
+fn differences(before: &VmRecord, now: &VmRecord, grows: bool) -> Vec<Changeable> {
     let all = [
         (Changeable::Vcpus, before.vcpus != now.vcpus),
         (Changeable::Memory, before.memory != now.memory),
-        (Changeable::Disk, before.disk != now.disk),
+        (Changeable::Disk, grows),
         (Changeable::Nat, before.nat != now.nat),
     ];
     all.into_iter().filter(|(_, differs)| *differs).map(|(what, _)| what).collect()
