@@ -50,11 +50,13 @@ fn systemd(session: &Session, notice: Option<&Notice>) -> Waited {
         still_wanted(session)?;
         let told = notice.is_some_and(Notice::has_come);
         if told || Instant::now() >= ask_at {
-            let said =
-                helper::run(&["systemctl", "is-system-running"], TICK, || session.inbox().end.is_none())?;
+            let wanted = || session.inbox().end.is_none();
+            let said = helper::run(&["systemctl", "is-system-running"], TICK, wanted)?;
             match said.text.trim() {
                 "running" => return Ok(Booted { failed_units: Vec::new() }),
-                "degraded" => return failed_units().map(|failed_units| Booted { failed_units }),
+                "degraded" => {
+                    return failed_units(wanted).map(|failed_units| Booted { failed_units });
+                }
                 // It takes no requests yet, or is at it.
                 "" | "offline" | "unknown" | "initializing" | "starting" if !told => {
                     ask_at = Instant::now() + QUIET
@@ -94,7 +96,7 @@ pub(crate) fn system(session: &Session, init: GuestInit) -> Outcome {
         GuestInit::Systemd => {
             let said = helper::run(&["systemctl", "is-system-running"], TICK, wanted);
             let said = said.and_then(|said| match said.text.trim() {
-                "degraded" => failed_units().map(|units| state("degraded".to_owned(), units)),
+                "degraded" => failed_units(wanted).map(|units| state("degraded".to_owned(), units)),
                 // It takes no requests yet.
                 "" => Ok(state("starting".to_owned(), Vec::new())),
                 word => Ok(state(word.to_owned(), Vec::new())),
@@ -119,9 +121,9 @@ fn names(directory: &Path) -> impl Iterator<Item = String> + use<> {
     entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
-fn failed_units() -> Result<Vec<String>, banger_proto::guest::GuestFailure> {
+fn failed_units(wanted: impl FnMut() -> bool) -> Result<Vec<String>, banger_proto::guest::GuestFailure> {
     let argv = ["systemctl", "list-units", "--failed", "--plain", "--no-legend", "--no-pager", "--full"];
-    helper::run(&argv, TICK, || true).map(|said| parse_units(&said.text))
+    helper::run(&argv, TICK, wanted).map(|said| parse_units(&said.text))
 }
 
 /// The first word of each line, of as many as anybody wants to read.
