@@ -2,11 +2,12 @@
 //!
 //! The command line never opens the store; this does, and never writes where banger keeps anything. A store that a daemon
 //! has open is read beside it. One that nobody has open is copied first: SQLite makes files beside a store that it reads,
-//! and reads one that a crash left only by mending it. The lock of the state directory says which it is, and while it is
-//! held here no daemon begins.
+//! and reads one that a crash left only by mending it. The lock of the state directory says which it is; held here, it
+//! keeps a daemon from beginning, and so it is for the copy alone.
 
 use std::collections::BTreeSet;
 use std::fs::{File, Permissions};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -18,6 +19,7 @@ use banger_sys::paths::Paths;
 use banger_sys::process::{Match, Process};
 use rusqlite::Connection;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::ports::ProcessRole;
 use crate::store::{Store, StoreError, content, journal, vms};
@@ -32,25 +34,36 @@ pub fn look(paths: &Paths) -> Vec<Finding> {
         let text = format!("{} is made with the first VM, image or kernel", database.display());
         return vec![Finding::fine("store", text)];
     }
-    let lock = File::open(paths.state_lock());
-    let idle = lock.as_ref().map(|lock| flock(lock, FlockOperation::NonBlockingLockShared));
-    match idle {
-        // A daemon has it open, and its files beside it: reading makes none.
-        Ok(Err(rustix::io::Errno::WOULDBLOCK)) => findings(paths, Store::open_read_only(&database), true),
-        _ => match copy(&database) {
+    if let Some(lock) = idle(paths) {
+        let copied = copy(&database);
+        drop(lock);
+        let found = match copied {
             Ok(copy) => findings(paths, Store::open_read_only(&copy.path().join("banger.db")), false),
             Err(error) => {
                 let text = format!("{} cannot be read: {error}", database.display());
                 vec![Finding::failed("store", text, owners_mend(paths))]
             }
-        },
+        };
+        // What a daemon did that began meanwhile would be found to be out of order.
+        if idle(paths).is_some() {
+            return found;
+        }
     }
+    // A daemon has it open, and its files beside it: reading makes none.
+    findings(paths, Store::open_read_only(&database), true)
+}
+
+/// Where no daemon has the store open: what keeps one from that, until it is dropped.
+fn idle(paths: &Paths) -> Option<io::Result<File>> {
+    let lock = File::open(paths.state_lock());
+    let taken = lock.as_ref().map(|lock| flock(lock, FlockOperation::NonBlockingLockShared));
+    (!matches!(taken, Ok(Err(Errno::WOULDBLOCK)))).then_some(lock)
 }
 
 /// The store with what was not written into it yet (its `-wal`), in a directory that goes when it is dropped.
-fn copy(database: &Path) -> std::io::Result<tempfile::TempDir> {
+fn copy(database: &Path) -> io::Result<tempfile::TempDir> {
     if database.metadata()?.len() > MAX_COPY {
-        return Err(std::io::Error::other("it is too large to be copied; ask while the daemon runs"));
+        return Err(io::Error::other("it is too large to be copied; ask while the daemon runs"));
     }
     // Variables of VMs are in it, and nobody else's business.
     let private = Permissions::from_mode(0o700);
@@ -59,7 +72,7 @@ fn copy(database: &Path) -> std::io::Result<tempfile::TempDir> {
         let mut name = database.as_os_str().to_owned();
         name.push(end);
         match std::fs::copy(&name, dir.path().join(format!("banger.db{end}"))) {
-            Err(error) if end.is_empty() || error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if end.is_empty() || error.kind() != io::ErrorKind::NotFound => {
                 return Err(error);
             }
             Ok(_) | Err(_) => {}
