@@ -1,13 +1,15 @@
 //! Guests' clocks, and how guests are: what a client of the daemon sees of them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use banger_proto::daemon::StartOptions;
+use banger_proto::spec::Wait;
 use banger_proto::{ErrorCode, VmId};
 use testkit::fake::Temper;
 
 use super::commands::{refused, with_a_vm};
-use super::daemon::{Client, NAME, whole};
+use super::daemon::{Client, NAME, options, whole};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -59,6 +61,31 @@ fn a_step_during_a_pause_is_made_good_when_it_ends() -> anyhow::Result<()> {
         client.done(client.services.vm_resume(NAME).await).await?;
         ensure!(off(client, &vm)? == 0);
         Ok(())
+    })
+}
+
+#[test]
+fn a_step_during_a_start_is_made_good_when_it_is_up() -> anyhow::Result<()> {
+    with_a_vm(async |client| {
+        let vm = runs_already(client).await?;
+        let services = client.services;
+        client.done(services.vm_stop(NAME, 5).await).await?;
+        // It takes its configuration, and nothing more for now.
+        client.world.temper(Temper::Hangs);
+        let patient = StartOptions { timeout_s: 86_400, ..options(Wait::Booted) };
+        let start = services.vm_start(NAME, patient).await.map_err(whole)?;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !client.world.clocks(&vm).is_some_and(|(guest, host)| guest == host) {
+            ensure!(Instant::now() < deadline, "it is never configured");
+            tokio::task::yield_now().await;
+        }
+        client.world.step_clock(HOUR);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        client.world.temper(Temper::Good);
+        client.done(Ok(start)).await?;
+        until_right(client, &vm).await
     })
 }
 
