@@ -269,7 +269,7 @@ impl VmEffects {
             Ok(())
         };
         boot.wait(answers).await?;
-        let config = guest_config::build(&self.world, &self.record, release).await?;
+        let config = guest_config::build(&self.world, &self.record, release, &*self.report).await?;
         let open = Open::Configure(Box::new(config));
         match self.ask(&boot, &*guest, open).await? {
             Outcome::Configured(configured) => {

@@ -4,7 +4,9 @@ use banger_proto::ErrorReport;
 use banger_proto::guest::{GuestConfig, GuestFile};
 
 use super::identity;
+use super::report::sentence;
 use super::world::World;
+use crate::jobs::Report;
 use crate::model::VmRecord;
 use crate::random;
 use crate::store::Durability;
@@ -17,10 +19,14 @@ pub(super) async fn build(
     world: &World,
     vm: &VmRecord,
     modules_release: Option<String>,
+    report: &dyn Report,
 ) -> Result<GuestConfig, ErrorReport> {
     let durability = if vm.ephemeral { Durability::Process } else { Durability::Host };
     let host_key = identity::host_key(&world.dirs(&vm.id).state, durability)?;
-    world.known_hosts.learn(&vm.id, &vm.name, &host_key.public)?;
+    // As with those of a daemon's begin: that ssh asks about its host key is no reason not to have the VM.
+    if let Err(error) = world.known_hosts.learn(&vm.id, &vm.name, &host_key.public) {
+        report.warning(&sentence(&error));
+    }
     let file = |path: &str, mode, content| GuestFile { path: path.into(), mode, content };
     Ok(GuestConfig {
         hostname: vm.name.clone(),

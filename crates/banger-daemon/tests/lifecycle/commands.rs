@@ -102,6 +102,19 @@ fn ssh_is_told_of_the_host_key_of_each_vm() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_vm_starts_though_ssh_cannot_be_told_of_its_host_key() -> anyhow::Result<()> {
+    with_a_vm(async |client| {
+        let file = client.world.paths().ssh().join("known_hosts");
+        std::fs::remove_file(&file)?;
+        std::fs::create_dir(&file)?;
+        client.done(client.services.vm_restart(NAME, 5, options(Wait::Booted)).await).await?;
+        std::fs::remove_dir(&file)?;
+        client.done(client.services.vm_restart(NAME, 5, options(Wait::Booted)).await).await?;
+        client.state(VmState::Running).await.map(drop)
+    })
+}
+
+#[test]
 fn a_paused_vm_is_stopped_restarted_killed_and_deleted() -> anyhow::Result<()> {
     with_a_vm(async |client| {
         let services = client.services;
