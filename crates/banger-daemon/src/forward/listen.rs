@@ -1,7 +1,7 @@
 //! Ports of the host.
 
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 
 use banger_proto::{ErrorCode, ErrorReport, Forward};
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, sockopt};
@@ -80,6 +80,17 @@ fn refused(forward: &Forward, error: &io::Error) -> ErrorReport {
             .hint(format!(
                 "or let every user have it: sudo sysctl net.ipv4.ip_unprivileged_port_start={host}"
             )),
+        // What bind(2) says of an address that belongs to no socket of its family.
+        ErrorKind::InvalidInput => {
+            let report = report(ErrorCode::InvalidInput).cause(format!("nobody can listen at {address}"));
+            match address {
+                IpAddr::V6(six) => match six.to_ipv4_mapped() {
+                    Some(four) => report.hint(format!("write {four}")),
+                    None => report,
+                },
+                IpAddr::V4(_) => report,
+            }
+        }
         ErrorKind::AddrNotAvailable => report(ErrorCode::InvalidInput)
             .cause(format!("no interface of this host has the address {address}"))
             .hint("which there are: ip address"),
@@ -111,6 +122,9 @@ mod tests {
         let elsewhere = Listener::bind(&forward("192.0.2.1:0:80")).unwrap_err();
         assert_eq!(elsewhere.code, ErrorCode::InvalidInput);
         assert!(elsewhere.causes[0].contains("192.0.2.1"), "{elsewhere:?}");
+        let mapped = Listener::bind(&forward("[::ffff:127.0.0.1]:0:80")).unwrap_err();
+        assert_eq!(mapped.code, ErrorCode::InvalidInput);
+        assert_eq!(mapped.hints, ["write 127.0.0.1"], "{mapped:?}");
         let report = refused(&forward("80:80"), &io::Error::from(ErrorKind::PermissionDenied));
         assert_eq!(report.code, ErrorCode::PermissionDenied);
         assert!(report.hints[1].ends_with("port_start=80"), "{report:?}");
