@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn every_released_schema_becomes_the_latest_with_its_rows() {
-        // What a store of each released version holds; a new version adds its own line.
+        // What a store of the first version holds.
         const ROWS: &str = "
             INSERT INTO images VALUES ('i','sha256:a',1,1,'s',1);
             INSERT INTO vms (id, name, state, cause, image, image_digest, image_size, kernel, kernel_digest, vcpus,
@@ -106,17 +106,39 @@ mod tests {
             INSERT INTO job_events VALUES ('j',1,1,'{}');
             INSERT INTO operations (id, vm, kind, begun_at) VALUES ('o','v','start',1);
             INSERT INTO steps VALUES ('o',0,'x',0);";
-        let rows = [ROWS, ROWS, ROWS, ROWS, ROWS];
-        assert_eq!(rows.len(), LATEST);
-        for (index, sql) in rows.iter().enumerate() {
+        // What it has more than the version before.
+        let more = [
+            "",
+            "UPDATE operations SET stop_within_s = 5;",
+            "UPDATE jobs SET subject = 'n';",
+            "INSERT INTO forwards VALUES ('v','127.0.0.1',8080,80);",
+            "UPDATE vms SET pending = '[\"disk\"]';",
+        ];
+        // What comes of it, by the version that has it first.
+        let kept = [
+            (1, "SELECT count(*) FROM images", "1"),
+            (1, "SELECT count(*) FROM vms", "1"),
+            (1, "SELECT count(*) FROM processes", "1"),
+            (1, "SELECT count(*) FROM jobs", "1"),
+            (1, "SELECT count(*) FROM job_events", "1"),
+            (1, "SELECT count(*) FROM operations", "1"),
+            (1, "SELECT count(*) FROM steps", "1"),
+            (2, "SELECT stop_within_s FROM operations", "5"),
+            (3, "SELECT subject FROM jobs", "n"),
+            (4, "SELECT address || ':' || host || ':' || guest FROM forwards", "127.0.0.1:8080:80"),
+            (5, "SELECT pending FROM vms", "[\"disk\"]"),
+        ];
+        assert_eq!(more.len(), LATEST);
+        for version in 1..=LATEST {
             let mut conn = Connection::open_in_memory().unwrap();
-            migrations().to_version(&mut conn, index + 1).unwrap();
-            conn.execute_batch(sql).unwrap();
+            migrations().to_version(&mut conn, version).unwrap();
+            let rows: String = std::iter::once(ROWS).chain(more.iter().take(version).copied()).collect();
+            conn.execute_batch(&rows).unwrap();
             migrations().to_latest(&mut conn).unwrap();
-            for table in ["images", "vms", "processes", "jobs", "job_events", "operations", "steps"] {
-                let count: u32 =
-                    conn.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap();
-                assert_eq!(count, 1, "{table} of version {}", index + 1);
+            for (_, sql, value) in kept.iter().filter(|(since, ..)| *since <= version) {
+                let text = format!("SELECT CAST(({sql}) AS TEXT)");
+                let found: String = conn.query_row(&text, [], |row| row.get(0)).unwrap();
+                assert_eq!(&found, value, "{sql}, from version {version}");
             }
         }
     }
