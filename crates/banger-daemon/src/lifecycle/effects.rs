@@ -295,8 +295,11 @@ impl VmEffects {
         let machine = self.live().machine.clone().ok_or_else(|| self.out_of_order(Step::ExtendDisk))?;
         let resized = tokio::time::timeout(RESIZES, machine.grow_root(self.record.disk)).await;
         let grown = resized.unwrap_or_else(|_| {
-            Err(ErrorReport::new(ErrorCode::TimedOut, self.message(Step::ExtendDisk))
-                .cause(format!("{} did not do it within {} s", machine.kind(), RESIZES.as_secs())))
+            Err(ErrorReport::new(ErrorCode::TimedOut, self.message(Step::ExtendDisk)).cause(format!(
+                "{} did not do it within {} s",
+                machine.kind(),
+                RESIZES.as_secs()
+            )))
         });
         match grown? {
             Grown::Now => Ok(()),
