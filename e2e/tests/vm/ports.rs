@@ -133,7 +133,7 @@ fn proxy(world: &mut World) -> anyhow::Result<()> {
 fn proxy_refused(world: &mut World) -> anyhow::Result<()> {
     world.small_vm("box")?;
     for (args, status, said) in [
-        (&["box"][..], 1, "nothing listens on that port in the guest"),
+        (&["box"][..], 1, "its image has no sshd"),
         (&["box", "65535"], 1, "cannot connect to port 65535 of VM 'box'"),
         (&["nobody"], 1, "nobody"),
         (&["box", "0"], 2, "'0' is not a port from 1 to 65535"),

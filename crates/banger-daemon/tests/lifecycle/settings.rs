@@ -163,7 +163,7 @@ fn a_growth_that_waits_for_its_guest_gives_way() -> anyhow::Result<()> {
 #[test]
 fn what_cannot_be_is_refused_and_changes_nothing() -> anyhow::Result<()> {
     with_a_vm(false, async |client| {
-        let before = client.vm().await?;
+        let before = client.state(VmState::Created).await?;
         let too_much = VmChange { vcpus: Some(VmSpec::MAX_VCPUS + 1), ..VmChange::default() };
         let too_little = VmChange { memory: Some(ByteSize::mib(1)), ..VmChange::default() };
         let smaller = VmChange { disk: Some(ByteSize::mib(1)), nat: Some(false), ..VmChange::default() };

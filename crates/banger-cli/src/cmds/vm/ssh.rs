@@ -50,7 +50,7 @@ impl Ssh {
         let mut interrupts = Interrupts::new()?;
         let mut session = context.session().await?;
         let request = Request::VmShow { vm: self.vm };
-        let vm: VmInfo = session.client.call(request).await?;
+        let vm: VmInfo = session.ask(request).await?;
         guest::check(&mut session, vm.name.as_str(), &mut interrupts).await?;
         let wishes = Wishes { forward_agent: self.forward_agent, tty: self.tty };
         Err(ssh::become_client(&client, &options, &vm.name, wishes, &self.command))
