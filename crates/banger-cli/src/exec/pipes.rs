@@ -193,7 +193,10 @@ impl Outputs {
         let stderr = writer(Stream::Stderr, done.clone(), AtEnd::Keep);
         let captured =
             Captured { receiver, bytes: Vec::new(), taken: 0, ended: false, done, moved: Arc::default() };
-        (Self { stdout: Some(stdout), stderr: Some(stderr), written, outstanding: 0, direction: None }, captured)
+        (
+            Self { stdout: Some(stdout), stderr: Some(stderr), written, outstanding: 0, direction: None },
+            captured,
+        )
     }
 
     /// Passes bytes on. What waits is bounded by the window of the session.

@@ -295,7 +295,7 @@ mod tests {
         let mut content = std::fs::read(&config).unwrap();
         content.extend_from_slice(b"Host a\n");
         std::fs::write(&config, content).unwrap();
-        install(&config, "\"/elsewhere\"").unwrap();
+        install(&config, "\"/elsewhere/ssh/config\"").unwrap();
         uninstall(&config).unwrap();
         assert_eq!(std::fs::read(&config).unwrap(), b"Host a\n");
         // A directory that was there, with whatever mode, and another file in it.

@@ -498,6 +498,7 @@ impl Running {
             && self.echo.is_empty()
         {
             table.finish(session, Stream::Stdout);
+            table.finish(session, Stream::Stderr);
         }
         if !self.echo.is_empty() || !self.ended {
             return;
@@ -510,6 +511,10 @@ impl Running {
                 }
                 Open::Exec(_) => {
                     table.write(session, Stream::Stderr, b"err\n");
+                }
+                // How its end was, as the agent tells it.
+                Open::Connect { .. } if !matches!(outcome, Outcome::Disconnected { reset: false }) => {
+                    table.write(session, Stream::Stderr, b"!");
                 }
                 _ => {}
             }
