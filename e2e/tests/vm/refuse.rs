@@ -92,7 +92,7 @@ const COMMANDS: &[(&str, i32, &str)] = &[
     ("vm prune", USAGE, "'vm prune' asks before it deletes, and here is no terminal to ask on\n"),
     ("vm prune taken", USAGE, "unexpected argument 'taken'"),
     ("vm set nobody --vcpu 2", FAILURE, NO_VM),
-    ("vm set taken", USAGE, MISSING),
+    ("vm set taken", USAGE, "there is nothing to change"),
     ("vm set --nat", USAGE, MISSING),
     ("vm set taken --vcpu 0", USAGE, "'0' is not a number of vCPUs from 1 to 288"),
     ("vm set taken --memory nonsense", USAGE, "'nonsense' is not a size"),

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use banger_proto::channel::Stream;
@@ -157,15 +157,17 @@ struct Direction {
     /// How is told: by a byte on the other stream that it broke, or by none.
     told: bool,
     broke: bool,
+    /// It ended in order: what waits is written, and then its reader is to see the end.
+    in_order: Arc<AtomicBool>,
 }
 
-/// What becomes of our descriptor when the guest has ended a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What becomes of our descriptor when nothing more is written.
+#[derive(Debug)]
 enum AtEnd {
     /// It stays open for what else we have to say.
     Keep,
-    /// Its reader is to see the end at once.
-    Close,
+    /// Its reader is to see the end at once, where this says so.
+    CloseIf(Arc<AtomicBool>),
 }
 
 impl Outputs {
@@ -181,8 +183,9 @@ impl Outputs {
     /// for people.
     pub(crate) fn start_connection() -> Self {
         let (done, written) = mpsc::unbounded_channel();
-        let stdout = writer(Stream::Stdout, done, AtEnd::Close);
-        let direction = Some(Direction::default());
+        let direction = Direction::default();
+        let stdout = writer(Stream::Stdout, done, AtEnd::CloseIf(Arc::clone(&direction.in_order)));
+        let direction = Some(direction);
         Self { stdout: Some(stdout), stderr: None, written, outstanding: 0, direction }
     }
 
@@ -222,6 +225,7 @@ impl Outputs {
             Stream::Stdout | Stream::Stdin | Stream::Control => direction.ended = true,
         }
         if direction.ended && direction.told && !direction.broke {
+            direction.in_order.store(true, Ordering::Release);
             self.stdout = None;
         }
     }
@@ -319,7 +323,8 @@ fn writer(stream: Stream, done: mpsc::UnboundedSender<Written>, at_end: AtEnd) -
                 return;
             }
         }
-        if at_end == AtEnd::Close
+        if let AtEnd::CloseIf(in_order) = at_end
+            && in_order.load(Ordering::Acquire)
             && let Err(error) = close(fd)
         {
             // Nobody waits for the news when the session is over.
