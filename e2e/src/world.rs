@@ -372,7 +372,10 @@ pub fn find<'v>(value: &'v serde_json::Value, key: &str) -> Option<&'v serde_jso
 /// Whether a process exists that is no zombie.
 pub fn alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    let Some((_, rest)) = stat.rsplit_once(')') else { return false };
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    // A zombie's other threads may live for a moment, and hold its sockets open (num_threads, proc_pid_stat(5)).
+    fields.first() != Some(&"Z") || fields.get(17) != Some(&"1")
 }
 
 /// Runs a command to its end with all of its output, or kills it.
