@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-pub use jobs::{JobInfo, JobList, JobState};
+pub use jobs::{JobEvent, JobEventKind, JobInfo, JobList, JobResult, JobState, ProgressUnit};
 
 use crate::{
     ByteSize, Digest, ErrorReport, Forward, ImageName, JobId, KernelName, SessionId, VmId, VmName, VmSpec,
@@ -374,60 +374,4 @@ pub struct KernelInfo {
     pub created_at: i64,
     /// VMs that boot it.
     pub used_by: Vec<VmName>,
-}
-
-/// One line of a job's log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JobEvent {
-    /// 1, 2, 3, ... within the job; 0 for a heartbeat, which is not in the log.
-    pub seq: u64,
-    /// When, milliseconds since 1970.
-    pub at_ms: i64,
-    /// What.
-    #[serde(flatten)]
-    pub event: JobEventKind,
-}
-
-/// What happened in a job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum JobEventKind {
-    /// A new stage began, for people: "boot", "download linux-image-6.1.0-40-cloud-amd64".
-    Stage { text: String },
-    /// How far the present stage is. `total` is 0 while unknown.
-    Progress { done: u64, total: u64, unit: ProgressUnit },
-    /// Worth telling, once.
-    Note { text: String },
-    /// Worth a warning.
-    Warning { text: String },
-    /// The last event.
-    Finished { result: JobResult },
-    /// Nothing happened; the client is still wanted.
-    Heartbeat {},
-}
-
-/// What a progress counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ProgressUnit {
-    /// Bytes.
-    Bytes,
-    /// Things.
-    Items,
-}
-
-/// How a job ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "outcome", rename_all = "snake_case")]
-pub enum JobResult {
-    /// What was asked of a VM is done; this is how it is now.
-    Vm { vm: Box<VmInfo> },
-    /// A VM is gone.
-    VmDeleted { vm: VmKey },
-    /// An image is in the store.
-    Image { image: ImageInfo },
-    /// A kernel is in the store.
-    Kernel { kernel: KernelInfo },
-    /// It failed.
-    Failed { error: ErrorReport },
 }

@@ -1,7 +1,8 @@
-//! Jobs as they are listed and shown.
+//! Jobs as they are listed, shown and watched.
 
 use serde::{Deserialize, Serialize};
 
+use super::{ImageInfo, KernelInfo, VmInfo, VmKey};
 use crate::{ErrorReport, JobId};
 
 /// Reply of `JobList`.
@@ -50,6 +51,62 @@ pub enum JobState {
     Cancelled,
     /// The daemon that ran it ended before it.
     Interrupted,
+}
+
+/// One line of a job's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobEvent {
+    /// 1, 2, 3, ... within the job; 0 for a heartbeat, which is not in the log.
+    pub seq: u64,
+    /// When, milliseconds since 1970.
+    pub at_ms: i64,
+    /// What.
+    #[serde(flatten)]
+    pub event: JobEventKind,
+}
+
+/// What happened in a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum JobEventKind {
+    /// A new stage began, for people: "boot", "download linux-image-6.1.0-40-cloud-amd64".
+    Stage { text: String },
+    /// How far the present stage is. `total` is 0 while unknown.
+    Progress { done: u64, total: u64, unit: ProgressUnit },
+    /// Worth telling, once.
+    Note { text: String },
+    /// Worth a warning.
+    Warning { text: String },
+    /// The last event.
+    Finished { result: JobResult },
+    /// Nothing happened; the client is still wanted.
+    Heartbeat {},
+}
+
+/// What a progress counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProgressUnit {
+    /// Bytes.
+    Bytes,
+    /// Things.
+    Items,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum JobResult {
+    /// What was asked of a VM is done; this is how it is now.
+    Vm { vm: Box<VmInfo> },
+    /// A VM is gone.
+    VmDeleted { vm: VmKey },
+    /// An image is in the store.
+    Image { image: ImageInfo },
+    /// A kernel is in the store.
+    Kernel { kernel: KernelInfo },
+    /// It failed.
+    Failed { error: ErrorReport },
 }
 
 impl JobState {
