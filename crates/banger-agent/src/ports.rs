@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use banger_proto::guest::{
     GuestFailureCode, GuestProcess, Listening, MAX_LISTENING, MAX_PROCESSES, Outcome, Ports,
 };
 
-use crate::error::Doing;
+use crate::error::{Doing, StepError};
 use crate::exec;
 
 /// Bytes of each of the kernel's lists that are read: 100,000 sockets.
@@ -26,16 +27,8 @@ const LISTEN: &str = "0A";
 /// Answers [`banger_proto::guest::Open::Ports`].
 pub(crate) fn list() -> Outcome {
     let mut sockets = BTreeMap::new();
-    for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        let read = match File::open(path) {
-            Ok(file) => read(BufReader::new(file.take(MAX_LIST)), &mut sockets),
-            // A guest without IPv6.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = read.doing(|| format!("reading {path}")) {
-            return Outcome::Failed(exec::system(&error));
-        }
+    if let Err(error) = for_each_listener(|inode, socket| keep(&mut sockets, inode, socket)) {
+        return Outcome::Failed(exec::system(&error));
     }
     if sockets.len() > MAX_LISTENING {
         let text = format!("the guest listens on more than {MAX_LISTENING} ports");
@@ -47,28 +40,48 @@ pub(crate) fn list() -> Outcome {
     Outcome::Ports(Ports { listening, complete })
 }
 
-/// Adds the listeners of a list, by inode, and stops soon after there are too many.
-fn read(list: impl BufRead, sockets: &mut BTreeMap<u64, Listening>) -> io::Result<()> {
-    for line in list.lines().skip(1) {
-        if let Some((address, port, inode)) = parse(&line?) {
-            sockets.insert(inode, Listening { address, port, processes: Vec::new() });
-        }
-        if sockets.len() > MAX_LISTENING {
+/// Shows the sockets that listen, with their inodes and without their processes, until `show` has seen enough.
+pub(crate) fn for_each_listener(
+    mut show: impl FnMut(u64, Listening) -> ControlFlow<()>,
+) -> Result<(), StepError> {
+    for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let read = match File::open(path) {
+            Ok(file) => read(BufReader::new(file.take(MAX_LIST)), &mut show),
+            // A guest without IPv6.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => Err(error),
+        };
+        if read.doing(|| format!("reading {path}"))?.is_break() {
             break;
         }
     }
     Ok(())
 }
 
-/// Address, port and inode of a line, if that socket listens.
-fn parse(line: &str) -> Option<(IpAddr, u16, u64)> {
+/// The listeners of one list.
+fn read(
+    list: impl BufRead,
+    mut show: impl FnMut(u64, Listening) -> ControlFlow<()>,
+) -> io::Result<ControlFlow<()>> {
+    for line in list.lines().skip(1) {
+        if let Some((inode, socket)) = parse(&line?)
+            && show(inode, socket).is_break()
+        {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+/// A line's socket with its inode, if it listens.
+fn parse(line: &str) -> Option<(u64, Listening)> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (address, port) = fields.next()?.split_once(':')?;
     let state = fields.nth(1)?;
     let inode = fields.nth(5)?.parse().ok()?;
     let listens = state == LISTEN && inode != 0;
     let port = u16::from_str_radix(port, 16).ok()?;
-    listens.then_some((parse_address(address)?, port, inode))
+    listens.then_some((inode, Listening { address: parse_address(address)?, port, processes: Vec::new() }))
 }
 
 /// Words of 32 bits, each as this machine's memory has it.
@@ -83,6 +96,12 @@ fn parse_address(text: &str) -> Option<IpAddr> {
         32 => Some(IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()),
         _ => None,
     }
+}
+
+/// Keeps a listener, and has seen enough soon after there are too many.
+fn keep(sockets: &mut BTreeMap<u64, Listening>, inode: u64, socket: Listening) -> ControlFlow<()> {
+    sockets.insert(inode, socket);
+    if sockets.len() > MAX_LISTENING { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 /// Adds who holds each socket; whether all processes were looked at.
@@ -131,21 +150,25 @@ mod tests {
 
     #[test]
     fn listeners_are_read_and_nothing_else() {
-        let mut sockets = BTreeMap::new();
-        read(LIST.as_bytes(), &mut sockets).unwrap();
-        read(LIST6.as_bytes(), &mut sockets).unwrap();
-        let found: Vec<String> =
-            sockets.iter().map(|(inode, at)| format!("{inode} {} {}", at.address, at.port)).collect();
-        assert_eq!(found, ["9 ::1 80", "10 10.0.0.2 81", "4711 127.0.0.1 8080", "4712 0.0.0.0 22"]);
+        let mut found = Vec::new();
+        for list in [LIST, LIST6] {
+            let whole = read(list.as_bytes(), |inode, at| {
+                found.push(format!("{inode} {} {}", at.address, at.port));
+                ControlFlow::Continue(())
+            });
+            assert!(whole.unwrap().is_continue());
+        }
+        assert_eq!(found, ["4711 127.0.0.1 8080", "4712 0.0.0.0 22", "9 ::1 80", "10 10.0.0.2 81"]);
     }
 
     #[test]
     fn a_flood_of_listeners_is_not_read_to_its_end() {
         let line = |at: u64| format!("0: 0100007F:0001 00000000:0000 0A 0:0 00:0 0 0 0 {} 1 0\n", at + 1);
         let list = (0..u64::MAX).flat_map(|at| line(at).into_bytes());
-        let reader = Endless(list);
         let mut sockets = BTreeMap::new();
-        read(BufReader::new(reader), &mut sockets).unwrap();
+        let read =
+            read(BufReader::new(Endless(list)), |inode, socket| keep(&mut sockets, inode, socket)).unwrap();
+        assert!(read.is_break());
         assert_eq!(sockets.len(), MAX_LISTENING + 1);
     }
 
