@@ -6,25 +6,23 @@
 //! from the tar crate; its own iteration is not used: it splits pax values at newlines, holds extension headers
 //! of any size in memory, and takes an archive that is cut between two entries for a whole one.
 
+mod sparse;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
-use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
+use tar::{EntryType, Header};
 
-use super::pax::{self, MAX_EXTENSION, Records};
+use self::sparse::Segments;
+use super::pax::{MAX_EXTENSION, Records};
 
 const BLOCK: usize = 512;
 /// Longer paths than the kernel's PATH_MAX can't be used.
 const MAX_NAME: u64 = 4096;
-/// Data segments of one sparse file.
-const MAX_SEGMENTS: usize = 1 << 20;
 /// Bytes of extended headers that hold for all entries: they are looked at for each.
 const MAX_GLOBAL: u64 = 16 << 10;
 /// Sizes beyond this are no sizes, and would not fit into what is computed with them.
 const MAX_SIZE: u64 = 1 << 60;
-
-/// Pieces of a sparse file: offset and length.
-type Segments = Vec<(u64, u64)>;
 
 /// Why an archive is refused.
 #[derive(Debug, thiserror::Error)]
@@ -261,104 +259,6 @@ impl<R: Read> TarReader<R> {
         Ok(Entry { path, kind, mode, uid, gid, mtime, xattrs, size, map })
     }
 
-    /// The map and the real size of a file that may be sparse. What of the content is map is consumed.
-    fn sparse(
-        &mut self,
-        header: &Header,
-        records: &Records,
-        stored: u64,
-    ) -> Result<(Option<Segments>, u64), TarError> {
-        let number = |key| records.number(key).map_err(|why| self.refuse(why));
-        let real = match number("GNU.sparse.realsize")? {
-            None => number("GNU.sparse.size")?,
-            real => real,
-        };
-        let (map, size) = if header.entry_type() == EntryType::GNUSparse {
-            let size = header.size().map_err(|_| self.refuse("its real size is no number"))?;
-            (self.old_sparse_map(header, stored)?, size)
-        } else if records.get("GNU.sparse.major") == Some(b"1") {
-            (self.inline_map()?, real.ok_or_else(|| self.refuse("its real size is not said"))?)
-        } else if let Some(text) = records.get("GNU.sparse.map") {
-            let numbers: Option<Vec<u64>> = text.split(|byte| *byte == b',').map(pax::number).collect();
-            let numbers = numbers.ok_or_else(|| self.refuse("its sparse map is no list of numbers"))?;
-            (pairs(&numbers), real.ok_or_else(|| self.refuse("its real size is not said"))?)
-        } else {
-            return Ok((None, stored));
-        };
-        let mut end = 0;
-        let mut total = 0u64;
-        for &(offset, length) in &map {
-            let past = offset.checked_add(length).filter(|past| offset >= end && *past <= size);
-            end = past.ok_or_else(|| self.refuse("its sparse map has no order"))?;
-            total += length;
-        }
-        if total != self.left {
-            return Err(self.refuse("its sparse map does not fit its content"));
-        }
-        Ok((Some(map), size))
-    }
-
-    /// The old GNU format: four segments in the header, 21 in each extension block that follows it.
-    fn old_sparse_map(&mut self, header: &Header, stored: u64) -> Result<Segments, TarError> {
-        let Some(gnu) = header.as_gnu() else { return Err(self.refuse("its sparse header is not GNU's")) };
-        let mut map = Vec::new();
-        self.segments(&gnu.sparse, &mut map)?;
-        let mut more = gnu.is_extended();
-        while more {
-            let mut extension = GnuExtSparseHeader::new();
-            self.block(extension.as_mut_bytes())?;
-            self.segments(extension.sparse(), &mut map)?;
-            more = extension.is_extended();
-        }
-        self.left = stored;
-        Ok(map)
-    }
-
-    fn segments(&self, found: &[GnuSparseHeader], map: &mut Segments) -> Result<(), TarError> {
-        for segment in found.iter().filter(|segment| !segment.is_empty()) {
-            match (segment.offset(), segment.length()) {
-                (Ok(offset), Ok(length)) if map.len() < MAX_SEGMENTS => map.push((offset, length)),
-                _ => return Err(self.refuse("its sparse map is broken")),
-            }
-        }
-        Ok(())
-    }
-
-    /// Format 1.0: the content begins with the map, decimal lines padded to a block.
-    fn inline_map(&mut self) -> Result<Segments, TarError> {
-        let mut line = Vec::new();
-        let mut numbers: Vec<u64> = Vec::new();
-        let mut expected = None;
-        while expected != Some(numbers.len()) {
-            let mut block = [0; BLOCK];
-            let mut filled = 0;
-            while filled < BLOCK {
-                match self.read(&mut block[filled..])? {
-                    0 => return Err(self.refuse("its sparse map is cut short")),
-                    length => filled += length,
-                }
-            }
-            for byte in block {
-                if expected == Some(numbers.len()) {
-                    break;
-                }
-                if byte != b'\n' && line.len() < 20 {
-                    line.push(byte);
-                    continue;
-                }
-                let number: u64 =
-                    pax::number(&line).ok_or_else(|| self.refuse("its sparse map is no list of numbers"))?;
-                line.clear();
-                match expected {
-                    Some(_) => numbers.push(number),
-                    None if number <= MAX_SEGMENTS as u64 => expected = Some(number as usize * 2),
-                    None => return Err(self.refuse("its sparse map is too long")),
-                }
-            }
-        }
-        Ok(pairs(&numbers))
-    }
-
     /// The next header; `None` at the end of the archive.
     fn header(&mut self) -> Result<Option<Header>, TarError> {
         let mut header = Header::new_old();
@@ -463,10 +363,6 @@ fn until_nul(mut text: Vec<u8>) -> Vec<u8> {
         text.truncate(end);
     }
     text
-}
-
-fn pairs(numbers: &[u64]) -> Segments {
-    numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
 }
 
 /// The time of a header; GNU writes times before 1970 as negative base-256 numbers.
