@@ -1,34 +1,29 @@
-//! Writing an archive's entries below one directory.
+//! Reading an archive's entries: what each may be, where it goes, and no more of it than fits.
 //!
-//! Every path is opened from that directory (openat2: beneath it, through no symlink), files are made new in the place of
-//! what was there, and runs of zeros become holes. Modes and times of directories come last, when they are filled.
+//! The archive's writer may be hostile: headers are read within a budget, no path says its own way out of the directory that
+//! was asked for, and what an entry may give is a matter of the reader's [`Rules`]. `target` writes.
+
+mod target;
 
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
-use rustix::io::Errno;
-use tar::{Archive, Entry, EntryType};
+use tar::{Archive, EntryType};
 
-use crate::{Counts, Doing, MAX_DEPTH, MAX_PATH, TreeError, time};
+use self::target::Target;
+use crate::{Counts, MAX_DEPTH, MAX_PATH, TreeError};
 
 /// Entries that one archive may have.
 const MAX_ENTRIES: u64 = 10_000_000;
 /// Bytes of an archive that may stand before an entry's content (headers, long names, pax records), or after the last.
 const MAX_HEADERS: u64 = 1024 * 1024;
-/// Bytes that the directories may take in memory, whose times come last.
-const MAX_DIRECTORIES: usize = 256 * 1024 * 1024;
 /// How much of a file is read at once.
 const PIECE: usize = 128 * 1024;
-/// What becomes a hole when it is all zeros.
-const BLOCK: usize = 4096;
 /// Set-user-id and set-group-id.
 const PRIVILEGED: u32 = 0o6000;
 
@@ -161,7 +156,7 @@ pub(crate) fn run(
         let path = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
         if let Some(begin) = begin.take() {
             let (base, layout) = begin(&path, kind == EntryType::Directory)?;
-            target = Some(Target { base, layout, rules, directories: Vec::new(), remembered: 0 });
+            target = Some(Target::new(base, layout, rules));
         }
         if let Some(target) = &mut target {
             target.take(&path, kind, &mut entry, counts)?;
@@ -194,282 +189,4 @@ impl<R: Read> Read for Budgeted<R> {
         self.budget.set(left - count as u64);
         Ok(count)
     }
-}
-
-/// The directory that is written into.
-struct Target {
-    base: OwnedFd,
-    layout: Layout,
-    rules: Rules,
-    directories: Vec<(PathBuf, Attributes)>,
-    remembered: usize,
-}
-
-/// What an entry gets besides its content.
-#[derive(Debug, Clone, Copy)]
-struct Attributes {
-    mode: u32,
-    mtime: Timespec,
-    owner: Option<(Uid, Gid)>,
-}
-
-impl Target {
-    fn take(
-        &mut self,
-        path: &Path,
-        kind: EntryType,
-        entry: &mut Entry<'_, impl Read>,
-        counts: &mut Counts,
-    ) -> Result<(), TreeError> {
-        let path = self.layout.place(path)?;
-        let attributes = self.attributes(entry)?;
-        match kind {
-            // The base is the user's own: it stays as it is.
-            EntryType::Directory if path.as_os_str().is_empty() => Ok(()),
-            _ if path.as_os_str().is_empty() => {
-                Err(TreeError::Refused("the archive has something else in a directory's place".to_owned()))
-            }
-            EntryType::Directory => {
-                make_directory(&self.base, &path, attributes.mode)?;
-                self.remembered += path.as_os_str().len() + size_of::<(PathBuf, Attributes)>();
-                if self.remembered > MAX_DIRECTORIES {
-                    return Err(TreeError::Refused("the archive has too many directories".to_owned()));
-                }
-                self.directories.push((path, attributes));
-                Ok(())
-            }
-            EntryType::Regular | EntryType::Continuous => self.file(&path, attributes, entry, counts),
-            EntryType::GNUSparse if self.rules.sparse => self.file(&path, attributes, entry, counts),
-            EntryType::Symlink => self.symlink(&path, attributes, &link_name(&path, entry)?),
-            EntryType::Link => {
-                let to = self.layout.place(&link_name(&path, entry)?)?;
-                self.hard_link(&path, &to)
-            }
-            other => {
-                let shown = path.display();
-                Err(TreeError::Refused(format!("{shown} is of a kind that is not unpacked ({other:?})")))
-            }
-        }
-    }
-
-    fn attributes(&self, entry: &mut Entry<'_, impl Read>) -> Result<Attributes, TreeError> {
-        let seconds = entry.header().mtime().map_err(TreeError::Broken)?;
-        let mut mtime = Timespec { tv_sec: i64::try_from(seconds).unwrap_or(i64::MAX), tv_nsec: 0 };
-        let mode = entry.header().mode().map_err(TreeError::Broken)? & self.rules.bits;
-        let owner = match self.rules.owners {
-            Owners::Caller => None,
-            Owners::Archive => {
-                let ids = (entry.header().uid(), entry.header().gid());
-                let ids = (ids.0.map_err(TreeError::Broken)?, ids.1.map_err(TreeError::Broken)?);
-                let (Ok(uid), Ok(gid)) = (u32::try_from(ids.0), u32::try_from(ids.1)) else {
-                    return Err(TreeError::Refused("the archive names an owner that cannot be".to_owned()));
-                };
-                if uid == u32::MAX || gid == u32::MAX {
-                    return Err(TreeError::Refused("the archive names an owner that cannot be".to_owned()));
-                }
-                Some((Uid::from_raw(uid), Gid::from_raw(gid)))
-            }
-        };
-        for record in entry.pax_extensions().map_err(TreeError::Broken)?.into_iter().flatten().flatten() {
-            if let (Ok("mtime"), Ok(value)) = (record.key(), record.value()) {
-                mtime = time::parse(value)
-                    .ok_or_else(|| TreeError::Refused(format!("the archive has the time {value:?}")))?;
-            }
-        }
-        Ok(Attributes { mode, mtime, owner })
-    }
-
-    fn file(
-        &self,
-        path: &Path,
-        attributes: Attributes,
-        entry: &mut Entry<'_, impl Read>,
-        counts: &mut Counts,
-    ) -> Result<(), TreeError> {
-        let doing = || format!("writing the file {}", path.display());
-        let (parent, name) = self.parent(path)?;
-        clear(&parent, name, path)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o600)).doing(doing)?;
-        let file = File::from(fd);
-        let before = counts.bytes;
-        write_content(entry, &file, counts, doing)?;
-        if counts.bytes - before != entry.size() {
-            return Err(TreeError::Broken(io::ErrorKind::UnexpectedEof.into()));
-        }
-        attributes.give(&file).doing(doing)
-    }
-
-    fn symlink(&self, path: &Path, attributes: Attributes, to: &Path) -> Result<(), TreeError> {
-        let doing = || format!("making the link {}", path.display());
-        let (parent, name) = self.parent(path)?;
-        clear(&parent, name, path)?;
-        // Where it leads is its user's matter: nothing here ever follows it.
-        rustix::fs::symlinkat(to, &parent, name).doing(doing)?;
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        if let Some((uid, gid)) = attributes.owner {
-            rustix::fs::chownat(&parent, name, Some(uid), Some(gid), flags).doing(doing)?;
-        }
-        rustix::fs::utimensat(&parent, name, &attributes.times(), flags).doing(doing)
-    }
-
-    fn hard_link(&self, path: &Path, to: &Path) -> Result<(), TreeError> {
-        let doing = || format!("making the link {} to {}", path.display(), to.display());
-        let source = open_below(&self.base, to, OFlags::PATH | OFlags::NOFOLLOW).doing(doing)?;
-        let mode = rustix::fs::fstat(&source).doing(doing)?.st_mode;
-        if FileType::from_raw_mode(mode) != FileType::RegularFile {
-            return Err(TreeError::Refused(format!("{} is a link to what is no file", path.display())));
-        }
-        if path == to {
-            return Ok(());
-        }
-        let (parent, name) = self.parent(path)?;
-        clear(&parent, name, path)?;
-        match rustix::fs::linkat(&source, "", &parent, name, AtFlags::EMPTY_PATH) {
-            // Without privileges a descriptor is linked through its name in /proc (open(2)).
-            Err(Errno::NOENT | Errno::PERM) => {
-                let magic = format!("/proc/self/fd/{}", source.as_raw_fd());
-                rustix::fs::linkat(CWD, magic, &parent, name, AtFlags::SYMLINK_FOLLOW)
-            }
-            linked => linked,
-        }
-        .doing(doing)
-    }
-
-    /// The open parent of `path`, and the name in it.
-    fn parent<'a>(&self, path: &'a Path) -> Result<(OwnedFd, &'a OsStr), TreeError> {
-        let above = path.parent().unwrap_or(Path::new(""));
-        let name = path.file_name().unwrap_or(path.as_os_str());
-        let opened = match open_below(&self.base, above, OFlags::DIRECTORY | OFlags::PATH) {
-            Err(Errno::NOENT) => make_directory(&self.base, above, 0o755)?,
-            opened => {
-                opened.map_err(in_the_way).doing(|| format!("opening the directory of {}", path.display()))?
-            }
-        };
-        Ok((opened, name))
-    }
-
-    fn finish(self) -> Result<(), TreeError> {
-        for (path, attributes) in self.directories.into_iter().rev() {
-            let doing = || format!("setting mode and times of {}", path.display());
-            let fd = match open_below(&self.base, &path, OFlags::DIRECTORY | OFlags::RDONLY) {
-                // A later entry took its place.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
-                opened => opened.doing(doing)?,
-            };
-            attributes.give(&fd).doing(doing)?;
-        }
-        Ok(())
-    }
-}
-
-impl Attributes {
-    fn times(&self) -> Timestamps {
-        Timestamps { last_access: self.mtime, last_modification: self.mtime }
-    }
-
-    /// The owner first: a change of it takes bits away.
-    fn give(&self, fd: impl AsFd) -> Result<(), Errno> {
-        if let Some((uid, gid)) = self.owner {
-            rustix::fs::fchown(&fd, Some(uid), Some(gid))?;
-        }
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(self.mode))?;
-        rustix::fs::futimens(&fd, &self.times())
-    }
-}
-
-fn link_name(path: &Path, entry: &Entry<'_, impl Read>) -> Result<PathBuf, TreeError> {
-    match entry.link_name_bytes() {
-        Some(bytes) if !bytes.is_empty() => Ok(PathBuf::from(OsStr::from_bytes(&bytes))),
-        _ => Err(TreeError::Refused(format!("the link {} leads nowhere", path.display()))),
-    }
-}
-
-/// Opens below the base, through no symlink.
-fn open_below(base: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    rustix::fs::openat2(base, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
-}
-
-/// What the kernel's errors mean where a directory was expected.
-fn in_the_way(error: Errno) -> io::Error {
-    match error {
-        Errno::NOTDIR => io::Error::other("something that is no directory is in its place"),
-        Errno::LOOP => io::Error::other("a symlink is in its place"),
-        other => other.into(),
-    }
-}
-
-/// Makes a directory, and what is missing above it.
-fn make_directory(base: &OwnedFd, path: &Path, mode: u32) -> Result<OwnedFd, TreeError> {
-    let doing = || format!("making the directory {}", path.display());
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY;
-    let mut at = open_below(base, Path::new("."), flags).doing(doing)?;
-    for name in path {
-        // Its own bits come at the end: it is to be filled first.
-        match rustix::fs::mkdirat(&at, name, Mode::from_raw_mode((mode & 0o777) | 0o700)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error).doing(doing),
-        }
-        at = open_below(&at, Path::new(name), flags).map_err(in_the_way).doing(doing)?;
-    }
-    Ok(at)
-}
-
-/// Takes away what is in the place of a new file. A directory stays and makes the file fail.
-fn clear(parent: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), TreeError> {
-    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(Errno::ISDIR) => {
-            let shown = path.display();
-            Err(TreeError::Refused(format!("cannot write {shown}: a directory is in its place")))
-        }
-        Err(error) => Err(error).doing(|| format!("replacing {}", path.display())),
-    }
-}
-
-/// Writes what is no zeros, and leaves holes for the rest.
-fn write_content(
-    content: &mut impl Read,
-    file: &File,
-    counts: &mut Counts,
-    doing: impl Fn() -> String,
-) -> Result<(), TreeError> {
-    let mut buffer = vec![0; PIECE];
-    let mut offset = 0;
-    loop {
-        let count = fill(content, &mut buffer).map_err(TreeError::Broken)?;
-        if count == 0 {
-            // The last block may be a hole.
-            return file.set_len(offset).doing(doing);
-        }
-        let is_hole = |block: &[u8]| block.iter().all(|byte| *byte == 0);
-        let blocks: Vec<&[u8]> = buffer[..count].chunks(BLOCK).collect();
-        let mut at = offset;
-        for run in blocks.chunk_by(|one, other| is_hole(one) == is_hole(other)) {
-            let start = usize::try_from(at - offset).unwrap_or(count);
-            let len: usize = run.iter().map(|block| block.len()).sum();
-            if !run.first().is_some_and(|block| is_hole(block)) {
-                file.write_all_at(&buffer[start..start + len], at).doing(&doing)?;
-            }
-            at += len as u64;
-        }
-        offset = at;
-        counts.bytes += count as u64;
-    }
-}
-
-/// Reads until the buffer is full or nothing is left.
-fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match input.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }
