@@ -114,12 +114,12 @@ fn write_hosts(root: &Root, name: &str) -> Result<(), StepError> {
         |line: &str| line.starts_with("127.0.0.1") && line.split_whitespace().any(|word| word == "localhost");
     let mut lines = Vec::new();
     // Whether the lines of others name localhost: banger's own block may be there already.
-    if !blocks::replace::<&str>(&old, &[]).lines().any(names_localhost) {
+    if !String::from_utf8_lossy(&blocks::replace::<&str>(&old, &[])).lines().any(names_localhost) {
         lines.push("127.0.0.1\tlocalhost".to_owned());
         lines.push("::1\tlocalhost ip6-localhost ip6-loopback".to_owned());
     }
     lines.push(format!("127.0.1.1\t{name}"));
-    root.write("/etc/hosts", blocks::replace(&old, &lines).as_bytes(), 0o644)
+    root.write("/etc/hosts", &blocks::replace(&old, &lines), 0o644)
 }
 
 fn write_machine_id(root: &Root, id: &str) -> Result<(), StepError> {
@@ -155,7 +155,7 @@ fn write_authorized_keys(root: &Root, keys: &[String]) -> Result<(), StepError> 
             rustix::fs::fchmod(&fd, mode).doing(doing)?;
         }
     }
-    root.write(path, blocks::replace(&old.unwrap_or_default(), keys).as_bytes(), 0o600)
+    root.write(path, &blocks::replace(&old.unwrap_or_default(), keys), 0o600)
 }
 
 fn parse_hex(text: &str) -> Option<Vec<u8>> {
@@ -192,7 +192,7 @@ mod tests {
         let root = Root::open(dir.path().to_str().unwrap()).unwrap();
         std::fs::create_dir(dir.path().join("etc")).unwrap();
         symlink("/run/systemd/resolve/stub-resolv.conf", dir.path().join("etc/resolv.conf")).unwrap();
-        root.write("/root/.ssh/authorized_keys", b"ssh-rsa MINE\n", 0o644).unwrap();
+        root.write("/root/.ssh/authorized_keys", b"ssh-rsa MINE caf\xe9\n", 0o644).unwrap();
         std::fs::set_permissions(dir.path().join("root"), PermissionsExt::from_mode(0o777)).unwrap();
         let mut config = config();
         let key = GuestFile { path: "/etc/ssh/key".into(), mode: 0o600, content: "secret".into() };
@@ -209,8 +209,9 @@ mod tests {
         assert!(read("etc/resolv.conf").ends_with("nameserver 10.0.2.3\n"));
         assert_eq!(read("etc/hosts").matches("127.0.0.1\tlocalhost").count(), 1);
         assert_eq!(read("etc/hosts").matches("amber-fox").count(), 1);
-        let keys = read("root/.ssh/authorized_keys");
-        assert!(keys.starts_with("ssh-rsa MINE\n") && keys.matches("AAAA").count() == 1, "{keys}");
+        let keys = std::fs::read(dir.path().join("root/.ssh/authorized_keys")).unwrap();
+        let rest = keys.strip_prefix(b"ssh-rsa MINE caf\xe9\n").unwrap();
+        assert_eq!(String::from_utf8(rest.to_vec()).unwrap().matches("AAAA").count(), 1);
         assert_eq!((mode("root"), mode("root/.ssh/authorized_keys")), (0o755, 0o600));
         assert_eq!((read("etc/ssh/key").as_str(), mode("etc/ssh/key")), ("secret", 0o600));
     }

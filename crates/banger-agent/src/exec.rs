@@ -106,7 +106,8 @@ pub(crate) fn home() -> Result<String, GuestFailure> {
 impl User {
     /// Root, as this root's `/etc/passwd` has it.
     fn of(root: &Root) -> Self {
-        Self::root(&root.read("/etc/passwd", MAX_PASSWD).ok().flatten().unwrap_or_default())
+        let passwd = root.read("/etc/passwd", MAX_PASSWD).ok().flatten().unwrap_or_default();
+        Self::root(&String::from_utf8_lossy(&passwd))
     }
 
     fn root(passwd: &str) -> Self {

@@ -52,6 +52,7 @@ pub(crate) fn load_in_place_of_modprobe(root: &Root, release: &str) {
         Ok(None) => return,
         Err(error) => return log::warn(error.chain()),
     };
+    let list = String::from_utf8_lossy(&list);
     let dependencies = Dependencies::parse(&list);
     for file in WITHOUT_MODPROBE.iter().flat_map(|name| dependencies.in_order(name)) {
         let path = format!("{directory}/{file}");

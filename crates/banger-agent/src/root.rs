@@ -61,7 +61,7 @@ impl Root {
     }
 
     /// The regular file at `path`, if there is one, up to `max` bytes.
-    pub(crate) fn read(&self, path: &str, max: u64) -> Result<Option<String>, StepError> {
+    pub(crate) fn read(&self, path: &str, max: u64) -> Result<Option<Vec<u8>>, StepError> {
         let doing = || format!("reading {path}");
         // NONBLOCK: a fifo in its place must not hold the boot up.
         let fd = match self.open_in(path, OFlags::RDONLY | OFlags::NONBLOCK) {
@@ -77,7 +77,7 @@ impl Root {
         }
         let mut bytes = Vec::new();
         std::fs::File::from(fd).take(max).read_to_end(&mut bytes).doing(doing)?;
-        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+        Ok(Some(bytes))
     }
 
     /// Puts a file of `text` with permission bits `mode` at `path`, in a directory that is made where it is missing.
@@ -174,7 +174,7 @@ pub(crate) mod tests {
         root.write("/lib/modules/list", b"x", 0o644).unwrap();
         assert_eq!(std::fs::read(dir.path().join("usr/lib/modules/list")).unwrap(), b"x");
         root.write("/etc/passwd", b"mine", 0o644).unwrap();
-        assert_eq!(root.read("/out/passwd", 100).unwrap().as_deref(), Some("mine"));
+        assert_eq!(root.read("/out/passwd", 100).unwrap().as_deref(), Some(&b"mine"[..]));
         assert_eq!(root.read("/absent", 100).unwrap(), None);
         assert!(root.write("/a/../b", b"", 0o644).is_err());
         assert!(root.write("relative", b"", 0o644).is_err());
