@@ -191,19 +191,61 @@ fn others() -> usize {
 /// Writes everything back, unmounts what is on a device, and leaves the root read-only.
 fn release_file_systems() {
     rustix::fs::sync();
-    let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    for line in table.lines().rev() {
-        let mut fields = line.split(' ');
-        let (Some(source), Some(target)) = (fields.next(), fields.next()) else { continue };
-        if source.starts_with("/dev/")
-            && target != "/"
-            && let Err(error) = rustix::mount::unmount(target, UnmountFlags::empty())
-        {
-            log::note(format_args!("{target} is not unmounted: {error}"));
+    let table = match std::fs::read("/proc/self/mounts") {
+        Ok(table) => table,
+        Err(error) => {
+            log::warn(format_args!("what is mounted cannot be read: {error}"));
+            Vec::new()
+        }
+    };
+    for target in on_devices(&table).iter().rev() {
+        if let Err(error) = rustix::mount::unmount(target.as_slice(), UnmountFlags::empty()) {
+            log::note(format_args!("{} is not unmounted: {error}", target.escape_ascii()));
         }
     }
     if let Err(error) = rustix::mount::mount_remount("/", MountFlags::RDONLY, c"") {
         log::warn(format_args!("the root does not become read-only: {error}"));
     }
     rustix::fs::sync();
+}
+
+/// Where devices are mounted, but for the root, in the order of the kernel's table (proc(5), `/proc/PID/mounts`).
+fn on_devices(table: &[u8]) -> Vec<Vec<u8>> {
+    let target = |line: &[u8]| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let (source, target) = (fields.next()?, fields.next()?);
+        (source.starts_with(b"/dev/") && target != b"/").then(|| unescaped(target))
+    };
+    table.split(|byte| *byte == b'\n').filter_map(target).collect()
+}
+
+/// A path of the table: blanks, newlines and backslashes are three octal digits behind a backslash there (getmntent(3)).
+fn unescaped(path: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((&first, behind)) = rest.split_first() {
+        let octal = |digit: &u8| matches!(digit, b'0'..=b'7').then(|| u32::from(digit - b'0'));
+        let escape = match behind {
+            [high, middle, low, ..] if first == b'\\' => {
+                (|| u8::try_from(octal(high)? * 64 + octal(middle)? * 8 + octal(low)?).ok())()
+            }
+            _ => None,
+        };
+        bytes.push(escape.unwrap_or(first));
+        rest = if escape.is_some() { &behind[3..] } else { behind };
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_on_a_device_is_found_whatever_its_name_is() {
+        let table = b"/dev/vda / ext4 rw 0 0\nproc /proc proc rw 0 0\n/dev/vdc /mnt/a\\040b\\134\\0409\\12 ext4 rw 0 0\n\
+            /dev/vdd /caf\xe9 ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n/dev/vde\n";
+        assert_eq!(on_devices(table), [&b"/mnt/a b\\ 9\\12"[..], b"/caf\xe9"]);
+        assert_eq!(unescaped(b"\\777\\04\\"), b"\\777\\04\\");
+    }
 }
