@@ -25,6 +25,8 @@ use crate::log;
 
 /// Reads in a row before what waits to be written has its turn. One read of the port returns at most 4 KiB.
 const READS: usize = 64;
+/// After a host that could not be taken for want of descriptors or memory.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// What the channel runs over.
 #[derive(Debug)]
@@ -62,6 +64,8 @@ pub(crate) struct Port {
     /// None while nobody is connected to the listener.
     fd: Option<OwnedFd>,
     after: After,
+    /// Given up for a host that connects when the sessions have all others: whoever looks after them is not to be kept out.
+    spare: Option<OwnedFd>,
     link: AgentLink,
     hub: Arc<Hub>,
 }
@@ -99,7 +103,9 @@ impl Port {
         if restarted {
             link.announce_restart();
         }
-        Ok(Self { fd, after, link, hub })
+        let mut port = Self { fd, after, spare: None, link, hub };
+        port.keep_spare();
+        Ok(port)
     }
 
     /// Serves the channel; returns when a socket has ended.
@@ -155,13 +161,27 @@ impl Port {
     /// Takes the host that connects. One that was connected before is gone, or given up.
     fn accept(&mut self, epoll: &OwnedFd, events: epoll::EventFlags) -> Result<(), StepError> {
         let After::Accepts(listener) = &self.after else { return Ok(()) };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd = match rustix::net::accept_with(listener, flags) {
-            Ok(fd) => fd,
-            // It went before it was taken.
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return Ok(()),
-            Err(error) => return Err(error).doing(|| "accepting a host".to_owned()),
+        let accept = || rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
+        let accepted = match accept() {
+            Err(Errno::MFILE | Errno::NFILE) if self.spare.take().is_some() => accept(),
+            accepted => accepted,
         };
+        match accepted {
+            Ok(fd) => self.take(fd, epoll, events)?,
+            // It went before it was taken.
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
+            // It waits until a session has ended.
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                log::warn(StepError::new("accepting a host", error).chain());
+                std::thread::sleep(PAUSE);
+            }
+            Err(error) => return Err(error).doing(|| "accepting a host".to_owned()),
+        }
+        self.keep_spare();
+        Ok(())
+    }
+
+    fn take(&mut self, fd: OwnedFd, epoll: &OwnedFd, events: epoll::EventFlags) -> Result<(), StepError> {
         // Whoever is root on the host may speak here; a program of this guest that reaches the port over its loopback may not.
         match vsock::is_from_a_guest(&fd) {
             Ok(false) => {}
@@ -177,6 +197,13 @@ impl Port {
             .doing(|| "waiting for a host".to_owned())?;
         self.fd = Some(fd);
         Ok(())
+    }
+
+    /// Where hosts connect, takes a descriptor that nothing else uses. Where there is none now, one of the next times has it.
+    fn keep_spare(&mut self) {
+        if matches!(self.after, After::Accepts(_)) && self.spare.is_none() {
+            self.spare = std::fs::File::open("/dev/null").ok().map(OwnedFd::from);
+        }
     }
 
     fn hung_up(&mut self) -> Read {

@@ -2,7 +2,7 @@
 
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use banger_proto::guest::ExitStatus;
+use banger_proto::guest::{ExitStatus, Open, Outcome};
 
 use crate::support::{Agent, Host, shell};
 
@@ -38,4 +38,27 @@ fn the_newest_connection_is_the_hosts() {
     assert_eq!(newer.run(shell("echo two")).text(), "two\n");
     agent.host.until(|host| host.lost);
     assert_eq!(newer.run(shell("echo three")).text(), "three\n");
+}
+
+#[test]
+fn a_host_is_taken_though_sessions_have_all_descriptors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let mut agent = Agent::listening(UnixListener::bind(&path).unwrap(), &path);
+    assert_eq!(agent.host.run(shell("echo one")).text(), "one\n");
+    let before = agent.limit_descriptors();
+    for nonce in 2..4 {
+        agent.host.reconnect(UnixStream::connect(&path).unwrap(), nonce);
+        // Nothing can be done for it now, which it is told.
+        let id = agent.host.open(&Open::Health);
+        match agent.host.finish(id).outcome() {
+            Outcome::Failed(failure) => {
+                assert!(failure.message.contains("Too many open files"), "{failure:?}")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(agent.lives());
+    agent.set_descriptors(before);
+    assert_eq!(agent.host.run(shell("echo two")).text(), "two\n");
 }

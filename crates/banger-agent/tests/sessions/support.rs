@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use banger_proto::SessionId;
 use banger_proto::channel::{ClientEvent, ClientSession, HostLink, LinkEvent, OUTBOX_TARGET, Stream};
 use banger_proto::guest::{Control, ExecRequest, ExitStatus, GuestFailure, Open, Outcome};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 /// No test waits longer for one thing.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -70,6 +71,20 @@ impl Agent {
 
     pub(crate) fn lives(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Leaves the agent the descriptors that it has, and no other; returns what it could have before.
+    pub(crate) fn limit_descriptors(&self) -> Rlimit {
+        let pid = Pid::from_child(&self.child);
+        let used = |fd: &u64| std::fs::symlink_metadata(format!("/proc/{pid}/fd/{fd}")).is_ok();
+        let free = (0..).find(|fd| !used(fd));
+        // The hard limit stays, or nobody without a privilege could take it back.
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        prlimit(Some(pid), Resource::Nofile, Rlimit { current: free, maximum }).unwrap()
+    }
+
+    pub(crate) fn set_descriptors(&self, limit: Rlimit) {
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit).unwrap();
     }
 }
 
