@@ -23,7 +23,7 @@ use banger_sys::signals;
 
 use crate::exec::{CommandIo, Running, resize};
 use crate::hub::{End, Session};
-use crate::log;
+use crate::{groups, log};
 
 /// Silence after a command's exit that is taken for its end, while a background process holds its pipes.
 const QUIET: Duration = Duration::from_millis(150);
@@ -305,7 +305,7 @@ impl Command<'_> {
             return;
         }
         self.ending = Some((since, due));
-        for group in groups_of_session(self.leader) {
+        for group in groups::of_session(self.leader) {
             // A stopped process would not see anything but KILL.
             for number in [due, libc_signal::CONT] {
                 if let Err(error) = signals::send_to_group(group, number) {
@@ -365,45 +365,4 @@ mod libc_signal {
     pub(super) const TERM: i32 = Signal::TERM.as_raw();
     pub(super) const KILL: i32 = Signal::KILL.as_raw();
     pub(super) const CONT: i32 = Signal::CONT.as_raw();
-}
-
-/// The process groups of the session that `leader` leads, its own first.
-fn groups_of_session(leader: Pid) -> Vec<Pid> {
-    let mut groups = vec![leader];
-    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        if let Some((group, session)) = group_and_session(&stat)
-            && session == leader.as_raw_nonzero().get()
-            && let Some(group) = Pid::from_raw(group)
-            && !groups.contains(&group)
-        {
-            groups.push(group);
-        }
-    }
-    groups
-}
-
-/// Fields 5 and 6 of `/proc/PID/stat` (proc(5)). The name in parentheses may hold anything.
-fn group_and_session(stat: &str) -> Option<(i32, i32)> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(2);
-    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stat_line_is_read_behind_any_name() {
-        assert_eq!(group_and_session("12 (a) b) (c) S 1 34 56 0 -1"), Some((34, 56)));
-        assert_eq!(group_and_session("12 (x) S 1"), None);
-        assert_eq!(group_and_session(""), None);
-    }
-
-    #[test]
-    fn the_leaders_group_is_always_among_them() {
-        let me = rustix::process::getpid();
-        assert!(groups_of_session(me).contains(&me));
-    }
 }

@@ -17,6 +17,7 @@ mod connect;
 mod error;
 mod exec;
 mod files;
+mod groups;
 mod handover;
 mod helper;
 mod hub;

@@ -40,9 +40,9 @@ fn picture(sessions: usize) -> Result<Health, StepError> {
         cpu_busy_ms: busy.saturating_mul(TICK_MS),
         cpu_idle_ms: idle.saturating_mul(TICK_MS),
         processes: u32::try_from(processes).unwrap_or(u32::MAX),
-        // A kernel without a network has no such file.
-        network: std::fs::read_to_string("/proc/net/dev")
-            .map_or_else(|_| Vec::new(), |text| interfaces(&text)),
+        // A kernel without a network has no such file. A name may hold any byte.
+        network: std::fs::read("/proc/net/dev")
+            .map_or_else(|_| Vec::new(), |text| interfaces(&String::from_utf8_lossy(&text))),
     })
 }
 

@@ -117,8 +117,9 @@ fn find_processes(sockets: &mut BTreeMap<u64, Listening>, deadline: Instant) -> 
             let Some(socket) = inode.and_then(|inode| sockets.get_mut(&inode)) else { continue };
             let known = socket.processes.iter().any(|process| process.pid == pid);
             if !known && socket.processes.len() < MAX_PROCESSES {
-                let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                socket.processes.push(GuestProcess { pid, name: name.trim_end_matches('\n').to_owned() });
+                let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+                let name = String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned();
+                socket.processes.push(GuestProcess { pid, name });
             }
         }
     }
