@@ -37,6 +37,8 @@ pub(crate) const KILL_AFTER: Duration = Duration::from_millis(1500);
 const FORSAKEN: Duration = Duration::from_millis(100);
 /// The most that is read at once, in bytes.
 const CHUNK: usize = 64 * 1024;
+/// Reads of an output in a row before anything else has its turn.
+const READS: usize = 16;
 /// The longest line of the control stream, in bytes.
 const MAX_CONTROL_LINE: usize = 4096;
 /// What ends the input of a terminal (VEOF of termios(3)).
@@ -217,7 +219,9 @@ impl Command<'_> {
     fn pass_output(&mut self) {
         for output in &mut self.outputs {
             output.forsaken = false;
-            while let Some(fd) = &output.fd {
+            // An output that nobody takes any more has room without end, and its command is still to be told to end.
+            for _ in 0..READS {
+                let Some(fd) = &output.fd else { break };
                 let room = match self.session.room(output.stream) {
                     Some(0) => break,
                     Some(room) => room.min(CHUNK),
@@ -365,4 +369,34 @@ mod libc_signal {
     pub(super) const TERM: i32 = Signal::TERM.as_raw();
     pub(super) const KILL: i32 = Signal::KILL.as_raw();
     pub(super) const CONT: i32 = Signal::CONT.as_raw();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::Hub;
+    use banger_proto::SessionId;
+    use rustix::process::PidfdFlags;
+
+    #[test]
+    fn what_is_written_without_a_pause_is_passed_on_in_turns() {
+        // A session that the host has closed: nobody reads it, and all of it is taken.
+        let session = Hub::new().unwrap().begin(SessionId(1)).unwrap();
+        let leader = rustix::process::getpid();
+        let endless = std::fs::File::open("/dev/zero").unwrap().into();
+        let mut command = Command {
+            session: &session,
+            leader,
+            pidfd: rustix::process::pidfd_open(leader, PidfdFlags::empty()).unwrap(),
+            stdin: None,
+            terminal: false,
+            outputs: vec![Output { stream: Stream::Stdout, fd: Some(endless), owed: 0, forsaken: false }],
+            buffer: vec![0; CHUNK],
+            ended: None,
+            last_output: Instant::now(),
+            ending: None,
+        };
+        command.pass_output();
+        assert!(command.outputs[0].fd.is_some());
+    }
 }

@@ -15,6 +15,9 @@ use crate::exec::{self, CommandIo};
 /// The most of its output that is kept, in bytes.
 const MAX_OUTPUT: usize = 256 * 1024;
 
+/// Reads of it in a row before anything else has its turn: more than a pipe holds.
+const READS: usize = 64;
+
 /// What a program said.
 #[derive(Debug)]
 pub(crate) struct Said {
@@ -69,7 +72,8 @@ pub(crate) fn run(
 /// Reads what is there; at the end the descriptor is given up.
 fn read(from: &mut Option<OwnedFd>, mut keep: Option<&mut Vec<u8>>) {
     let mut buffer = [0; 4096];
-    while let Some(fd) = from {
+    for _ in 0..READS {
+        let Some(fd) = from else { return };
         match rustix::io::read(fd, &mut buffer) {
             Ok(0) => *from = None,
             Ok(count) => {
@@ -101,5 +105,16 @@ mod tests {
     fn one_that_is_not_wanted_any_more_is_killed() {
         let said = run(&["sleep", "100"], Duration::from_millis(1), || false).unwrap();
         assert_eq!(said.code, None);
+    }
+
+    #[test]
+    fn what_is_written_without_a_pause_is_read_in_turns() {
+        let mut endless = Some(OwnedFd::from(std::fs::File::open("/dev/zero").unwrap()));
+        let mut text = Vec::new();
+        for _ in 0..2 {
+            read(&mut endless, Some(&mut text));
+        }
+        assert!(endless.is_some());
+        assert_eq!(text.len(), MAX_OUTPUT);
     }
 }
