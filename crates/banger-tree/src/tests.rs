@@ -235,6 +235,28 @@ fn entries_arrive_with_modes_times_and_links() {
 }
 
 #[test]
+fn of_a_directory_that_comes_twice_the_last_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut builder = Builder::new(Vec::new());
+    // The inner one first: what the outer one gets must not keep us out of it.
+    for (path, mode, mtime) in [("d/in/", 0o700, 1), ("d/", 0o000, 2), ("d/in/", 0o711, 3), ("d/", 0o750, 4)]
+    {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(EntryType::Directory);
+        header.set_mode(mode);
+        header.set_mtime(mtime);
+        header.set_size(0);
+        builder.append_data(&mut header, path, io::empty()).unwrap();
+    }
+    let bytes = builder.into_inner().unwrap();
+    unpack(open(dir.path()), bytes.as_slice(), HOST, &mut Counts::default()).unwrap();
+    for (path, mode, mtime) in [("d", 0o750, 4), ("d/in", 0o711, 3)] {
+        let found = fs::metadata(dir.path().join(path)).unwrap();
+        assert_eq!((found.mode() & 0o7777, found.mtime()), (mode, mtime), "{path}");
+    }
+}
+
+#[test]
 fn nothing_is_written_outside() {
     let dir = tempfile::tempdir().unwrap();
     let outside = tempfile::tempdir().unwrap();

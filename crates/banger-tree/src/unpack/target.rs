@@ -3,6 +3,7 @@
 //! Every path is opened from that directory (openat2: beneath it, through no symlink), files are made new in the place of
 //! what was there, and runs of zeros become holes. Modes and times of directories come last, when they are filled.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -28,7 +29,8 @@ pub(super) struct Target {
     base: OwnedFd,
     layout: Layout,
     rules: Rules,
-    directories: Vec<(PathBuf, Attributes)>,
+    /// What belongs to them, by their paths: each comes before what is in it.
+    directories: BTreeMap<PathBuf, Attributes>,
     remembered: usize,
 }
 
@@ -42,7 +44,7 @@ struct Attributes {
 
 impl Target {
     pub(super) const fn new(base: OwnedFd, layout: Layout, rules: Rules) -> Self {
-        Self { base, layout, rules, directories: Vec::new(), remembered: 0 }
+        Self { base, layout, rules, directories: BTreeMap::new(), remembered: 0 }
     }
 
     /// Writes one entry.
@@ -67,7 +69,7 @@ impl Target {
                 if self.remembered > MAX_DIRECTORIES {
                     return Err(TreeError::Refused("the archive has too many directories".to_owned()));
                 }
-                self.directories.push((path, attributes));
+                self.directories.insert(path, attributes);
                 Ok(())
             }
             EntryType::Regular | EntryType::Continuous => self.file(&path, attributes, entry, counts),
