@@ -324,6 +324,16 @@ fn torn_and_bloated_archives_are_refused() {
     for len in [0, 100, 511, 512, 515, 520, 1024 + 100, 1024 + 512] {
         assert!(place_as(&dir.path().join("f"), None, &whole[..len]).is_err(), "{len}");
     }
+    // Nor is one that ends after an entry, without its own end.
+    let one = 1024;
+    for len in [0, one] {
+        let mut counts = Counts::default();
+        let error = unpack(open(dir.path()), &whole[..len], HOST, &mut counts).unwrap_err();
+        assert!(error.chain().contains("unexpected end of file"), "{len}: {}", error.chain());
+        assert_eq!(counts.entries, u64::from(len == one));
+    }
+    // Programs differ in how many blocks they end it with: one says it.
+    unpack(open(dir.path()), &whole[..whole.len() - 512], HOST, &mut Counts::default()).unwrap();
     // A name that never ends costs no memory.
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::GNULongName);

@@ -133,8 +133,10 @@ pub(crate) fn run(
     begin: impl FnOnce(&Path, bool) -> Result<(OwnedFd, Layout), TreeError>,
 ) -> Result<(), TreeError> {
     let budget = Rc::new(Cell::new(MAX_HEADERS));
+    let ended = Rc::new(Cell::new(false));
     // Larger reads than tar's headers: each one is a message to the other side.
-    let input = Budgeted { input: io::BufReader::with_capacity(PIECE, input), budget: Rc::clone(&budget) };
+    let input = io::BufReader::with_capacity(PIECE, input);
+    let input = Budgeted { input, budget: Rc::clone(&budget), ended: Rc::clone(&ended) };
     let mut archive = Archive::new(input);
     let mut begin = Some(begin);
     let mut target: Option<Target> = None;
@@ -163,6 +165,10 @@ pub(crate) fn run(
         }
         counts.entries += 1;
     }
+    // An archive says that it is over. One whose writer died between two entries does not, and is not taken for a whole one.
+    if ended.get() {
+        return Err(TreeError::Broken(io::ErrorKind::UnexpectedEof.into()));
+    }
     // The trailing blocks belong to the stream: all of it is used before the answer.
     budget.set(MAX_HEADERS);
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(TreeError::Broken)?;
@@ -173,6 +179,8 @@ pub(crate) fn run(
 struct Budgeted<R> {
     input: R,
     budget: Rc<Cell<u64>>,
+    /// Set at the end of the stream.
+    ended: Rc<Cell<bool>>,
 }
 
 impl<R: Read> Read for Budgeted<R> {
@@ -187,6 +195,7 @@ impl<R: Read> Read for Budgeted<R> {
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         let count = self.input.read(&mut buffer[..most])?;
         self.budget.set(left - count as u64);
+        self.ended.set(count == 0 && most > 0);
         Ok(count)
     }
 }
