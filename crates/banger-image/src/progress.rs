@@ -24,3 +24,18 @@ impl Progress for Silent {
         false
     }
 }
+
+/// Nobody wants the work any more, from its beginning.
+#[cfg(test)]
+pub(crate) struct Unwanted;
+
+#[cfg(test)]
+impl Progress for Unwanted {
+    fn stage(&self, _text: &str) {}
+
+    fn bytes(&self, _done: u64, _total: u64) {}
+
+    fn cancelled(&self) -> bool {
+        true
+    }
+}

@@ -78,22 +78,13 @@ fn end(child: &mut Child) -> std::io::Result<()> {
 mod tests {
     use super::*;
     use crate::Silent;
-
-    struct Cancel;
-
-    impl Progress for Cancel {
-        fn stage(&self, _: &str) {}
-        fn bytes(&self, _: u64, _: u64) {}
-        fn cancelled(&self) -> bool {
-            true
-        }
-    }
+    use crate::progress::Unwanted;
 
     #[test]
     fn a_program_is_ended_when_cancelled_or_late() {
         let program = Program::new("sleep").unwrap().arg("600");
         let long = Duration::from_secs(600);
-        assert!(matches!(run(&program, long, &Cancel, || {}), Err(PullError::Cancelled)));
+        assert!(matches!(run(&program, long, &Unwanted, || {}), Err(PullError::Cancelled)));
         let late = run(&program, Duration::ZERO, &Silent, || {});
         assert!(matches!(late, Err(PullError::Command(CommandError::TimedOut { .. }))));
     }
