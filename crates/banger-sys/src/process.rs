@@ -59,7 +59,8 @@ pub enum Match {
 
 impl Process {
     /// The recorded process, if it still lives and is what was recorded. `None` where it is gone, is a zombie,
-    /// or the pid belongs to another process now.
+    /// or the pid belongs to another process now. One whose first thread has ended lives as long as another does, with
+    /// all that it has open: it executes nothing that can be looked at, but it is [`Match::Started`].
     pub fn find(record: &ProcessRecord, how: Match) -> io::Result<Option<Self>> {
         if boot_id()? != record.boot_id {
             return Ok(None);
@@ -122,16 +123,17 @@ fn start_time(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no start time: the process has ended"))
 }
 
-/// Field 22 of a stat line, and `None` for a zombie. The second field holds the name in parentheses, which may itself
-/// hold spaces and parentheses, so fields are counted from the last one.
+/// Field 22 of a stat line, and `None` for a zombie that has no other thread (field 20). The second field holds the name in
+/// parentheses, which may itself hold spaces and parentheses, so fields are counted from the last one.
 fn parse_start_time(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?;
-    if matches!(state, "Z" | "X" | "x") {
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    if matches!(state, "X" | "x") || (state == "Z" && threads <= 1) {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    fields.nth(1)?.parse().ok()
 }
 
 fn gone(error: &io::Error) -> bool {
@@ -142,14 +144,80 @@ fn gone(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::event::{PollFd, PollFlags};
     use std::process::Command;
 
     #[test]
     fn a_stat_line_with_a_hostile_name_is_read() {
         let line = "12 (a) R b (c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
         assert_eq!(parse_start_time(line), Some(4711));
-        assert_eq!(parse_start_time("12 (a) Z 1 2 3"), None);
+        assert_eq!(parse_start_time("12 (a) S 1 2 3"), None);
         assert_eq!(parse_start_time(""), None);
+    }
+
+    #[test]
+    fn a_process_is_gone_when_its_last_thread_is() {
+        for (state, threads, gone) in [("Z", 2, false), ("Z", 1, true), ("Z", 0, true), ("X", 2, true)] {
+            let line =
+                format!("12 (a) {state} 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 {threads} 21 4711 23");
+            assert_eq!(parse_start_time(&line), (!gone).then_some(4711), "{line}");
+        }
+    }
+
+    /// The pid of a process whose first thread has ended while a second one lives, as after pthread_exit(3) in `main`.
+    fn without_its_first_thread() -> Pid {
+        extern "C" fn second(_: *mut libc::c_void) -> libc::c_int {
+            loop {
+                // SAFETY: it takes nothing and is done when a signal has come.
+                unsafe { libc::pause() };
+            }
+        }
+        extern "C" fn first(stack: *mut libc::c_void) -> libc::c_int {
+            let thread = libc::CLONE_VM
+                | libc::CLONE_FS
+                | libc::CLONE_FILES
+                | libc::CLONE_SIGHAND
+                | libc::CLONE_SYSVSEM
+                | libc::CLONE_THREAD;
+            // SAFETY: the stack is nobody else's, and stays: nothing of this process frees it. What `first` returns with
+            // ends its thread alone (clone(2)). Where the test fails, the alarm ends the process.
+            unsafe {
+                libc::alarm(60);
+                libc::clone(second, stack, thread, std::ptr::null_mut())
+            };
+            0
+        }
+        const STACK: usize = 64 << 10;
+        // Of 16 bytes each, as the stack pointer wants it.
+        let mut stacks = vec![0u128; 2 * STACK / size_of::<u128>()];
+        let tops = stacks.as_mut_ptr_range();
+        let (lower, upper): (*mut libc::c_void, _) =
+            (tops.start.wrapping_byte_add(STACK).cast(), tops.end.cast());
+        // SAFETY: without CLONE_VM the child has all memory for itself, these stacks too, and calls nothing that another
+        // thread of this process may hold a lock of.
+        let pid = unsafe { libc::clone(first, upper, libc::SIGCHLD, lower) };
+        Pid::from_raw(pid).unwrap()
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_is_found_and_ended() {
+        let pid = without_its_first_thread();
+        let number = pid.as_raw_nonzero().get().cast_unsigned();
+        let stat = || std::fs::read_to_string(format!("/proc/{number}/stat")).unwrap();
+        while !stat().contains(") Z ") {
+            std::thread::yield_now();
+        }
+        let record = ProcessRecord::of(number, &std::env::current_exe().unwrap()).unwrap();
+        assert!(Process::find(&record, Match::Executing).unwrap().is_none());
+        let process = Process::find(&record, Match::Started).unwrap().unwrap();
+        let ended = |patience: &rustix::event::Timespec| {
+            rustix::event::poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(patience)).unwrap()
+        };
+        assert_eq!(ended(&rustix::event::Timespec::default()), 0, "its end is told before it has come");
+        process.signal(Signal::KILL).unwrap();
+        assert_eq!(ended(&rustix::event::Timespec { tv_sec: 60, tv_nsec: 0 }), 1, "it lives on");
+        assert!(Process::find(&record, Match::Started).unwrap().is_none());
+        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
     }
 
     #[test]
