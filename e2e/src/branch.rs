@@ -86,7 +86,7 @@ struct Timed {
 
 impl Timed {
     fn new(machine: Arc<dyn Machine>) -> Self {
-        Self { paused: Paused(machine), begun: Mutex::default(), took: Mutex::default() }
+        Self { paused: Paused::new(machine), begun: Mutex::default(), took: Mutex::default() }
     }
 }
 

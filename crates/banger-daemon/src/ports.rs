@@ -248,8 +248,10 @@ pub trait Machine: Send + Sync {
     fn pid(&self) -> u32;
     /// Stops the vCPUs; what the guest has written is in its disk's file then.
     async fn pause(&self) -> Result<(), ErrorReport>;
-    /// Lets them run again.
+    /// Lets them run again; those that do go on.
     async fn resume(&self) -> Result<(), ErrorReport>;
+    /// Whether its vCPUs stand still, whoever stopped them.
+    async fn is_paused(&self) -> Result<bool, ErrorReport>;
     /// The way to its guest's agent.
     fn channel(&self) -> Channel;
     /// Writes memory and devices of a paused machine to this directory, which exists, durably; its disks stay where they

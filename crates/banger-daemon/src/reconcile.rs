@@ -26,6 +26,7 @@ use crate::lifecycle::recover::{self, Recovered, recover};
 use crate::lifecycle::state::Force;
 use crate::lifecycle::world::World;
 use crate::model::VmRecord;
+use crate::service::clocks;
 use crate::service::drivers::Drivers;
 use crate::store::{Durability, forwards, vms};
 
@@ -53,6 +54,11 @@ pub(crate) async fn reconcile(
             Recovered::Gone => continue,
             Recovered::AtRest(record) => drive(drivers, record, SharedLive::default(), None),
             Recovered::Runs(record, live) => drive(drivers, record, live, None),
+            Recovered::StandsStill(record, live) => {
+                let handle = drive(drivers, record, live, None);
+                tokio::spawn(goes_on(world.clone(), handle.clone()));
+                handle
+            }
             Recovered::Unfinished(record, live, unfinished) => drive(drivers, record, live, Some(unfinished)),
         };
         let id = handle.view().record.id;
@@ -114,6 +120,17 @@ fn drive(
         });
     }
     handle
+}
+
+/// Resumes a VM that nobody has paused, and sets the clock that stood meanwhile.
+async fn goes_on(world: Arc<World>, handle: Handle) {
+    match handle.call(What::Resume, Arc::new(Unreported), Cancel::never()).await {
+        Ok(_) => clocks::after_pause(&world, &handle).await,
+        Err(error) => {
+            tracing::error!(vm = %handle.view().record.id, %error, causes = ?error.causes,
+                "cannot resume a VM that was left standing still");
+        }
+    }
 }
 
 /// Removes directories that are named like a VM and belong to none. Whatever else is there is left alone.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use banger_daemon::ports::{Launch, MachineExit, ProcessRole};
+use banger_daemon::disk::Paused;
+use banger_daemon::ports::{Launch, MachineExit, Moment, ProcessRole};
 
 use super::machines::{
     Bench, Journal, Records, Started, ended, in_another_daemon, nothing, shows_life, stands_still, start,
@@ -17,6 +18,7 @@ cases!(dyn Bench:
     a_machine_runs_until_it_is_killed,
     a_vmm_dies,
     a_paused_guest_stands_still,
+    a_moment_leaves_a_machine_as_it_was,
     a_machine_outlives_its_daemon,
     a_saved_machine_goes_on_in_another_daemon,
     a_saved_machine_goes_on_where_it_is,
@@ -66,6 +68,32 @@ async fn a_paused_guest_stands_still(bench: &dyn Bench) -> anyhow::Result<()> {
     life.close().await;
     // One that is paused is killed like any other.
     machine.pause().await.map_err(whole)?;
+    machine.kill().await.map_err(whole)?;
+    ended(bench, &launch, &records, &*machine, |exit| *exit == MachineExit::Killed).await
+}
+
+/// The moment at which its disk is branched.
+async fn a_moment_leaves_a_machine_as_it_was(bench: &dyn Bench) -> anyhow::Result<()> {
+    let Started { launch, records, machine } = start(bench).await?;
+    let life = bench.life(&launch, &*machine).await?;
+    shows_life(&*life).await?;
+    let moment = Paused::new(machine.clone());
+    moment.begins().await.map_err(whole)?;
+    stands_still(&*life).await?;
+    ensure!(machine.is_paused().await.map_err(whole)?, "it stands still and is not paused");
+    moment.ends().await.map_err(whole)?;
+    shows_life(&*life).await?;
+    ensure!(!machine.is_paused().await.map_err(whole)?, "it shows life and is paused");
+    machine.pause().await.map_err(whole)?;
+    moment.begins().await.map_err(whole)?;
+    moment.ends().await.map_err(whole)?;
+    stands_still(&*life).await.context("one that its user had paused")?;
+    // One that runs may be told to go on.
+    for _ in 0..2 {
+        machine.resume().await.map_err(whole)?;
+        shows_life(&*life).await?;
+    }
+    life.close().await;
     machine.kill().await.map_err(whole)?;
     ended(bench, &launch, &records, &*machine, |exit| *exit == MachineExit::Killed).await
 }

@@ -82,7 +82,7 @@ struct FakeMachine {
 impl FakeMachine {
     fn set_paused(&self, paused: bool, doing: &str) -> Result<(), ErrorReport> {
         self.world.change(|state| match state.machines.get_mut(&self.pid) {
-            Some(_) if paused && state.script.refuse_pauses => {
+            Some(_) if state.script.refuse_pauses => {
                 Err(ErrorReport::new(ErrorCode::VmmFailed, doing).cause("the fake VMM does not want to"))
             }
             Some(machine) => {
@@ -114,6 +114,14 @@ impl ports::Machine for FakeMachine {
 
     async fn resume(&self) -> Result<(), ErrorReport> {
         self.set_paused(false, "cannot resume the VM")
+    }
+
+    async fn is_paused(&self) -> Result<bool, ErrorReport> {
+        let paused = self.world.lock().machines.get(&self.pid).map(|machine| machine.paused);
+        paused.ok_or_else(|| {
+            ErrorReport::new(ErrorCode::VmmFailed, "cannot tell whether the VM is paused")
+                .cause("it has ended")
+        })
     }
 
     fn channel(&self) -> Channel {

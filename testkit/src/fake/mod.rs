@@ -220,7 +220,7 @@ impl FakeWorld {
         self.change(|state| state.script.refuse_starts = refuse);
     }
 
-    /// Whether no VMM stops its vCPUs.
+    /// Whether no VMM stops its vCPUs, or lets them go on.
     pub fn refuse_pauses(&self, refuse: bool) {
         self.change(|state| state.script.refuse_pauses = refuse);
     }
@@ -232,9 +232,18 @@ impl FakeWorld {
 
     /// Lets a VM's vCPUs go on without a word to any daemon. False where it does not run.
     pub fn resume(&self, vm: &VmId) -> bool {
+        self.stands_still(vm, false)
+    }
+
+    /// Lets a VM's vCPUs stand still without a word to any daemon. False where it does not run.
+    pub fn pause(&self, vm: &VmId) -> bool {
+        self.stands_still(vm, true)
+    }
+
+    fn stands_still(&self, vm: &VmId, still: bool) -> bool {
         self.change(|state| match state.machine_of(vm).and_then(|pid| state.machines.get_mut(&pid)) {
             Some(machine) => {
-                machine.paused = false;
+                machine.paused = still;
                 true
             }
             None => false,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use banger_proto::ErrorReport;
@@ -27,27 +28,46 @@ impl Moment for AtRest {
     }
 }
 
-/// A machine runs: it is paused for the moment.
-pub struct Paused(pub Arc<dyn Machine>);
+/// A machine runs: it is paused for the moment. One that is paused already stays so.
+pub struct Paused {
+    machine: Arc<dyn Machine>,
+    /// It is for the moment alone that it stands still.
+    goes_on: AtomicBool,
+}
+
+impl Paused {
+    /// The moment of this machine.
+    pub fn new(machine: Arc<dyn Machine>) -> Self {
+        Self { machine, goes_on: AtomicBool::new(false) }
+    }
+}
 
 impl std::fmt::Debug for Paused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Paused").field(&self.0.pid()).finish()
+        f.debug_tuple("Paused").field(&self.machine.pid()).finish()
     }
 }
 
 #[async_trait]
 impl Moment for Paused {
     async fn begins(&self) -> Result<(), ErrorReport> {
-        self.0.pause().await
+        if self.machine.is_paused().await? {
+            return Ok(());
+        }
+        // Before it is asked: whether one that does not answer stands still nobody knows.
+        self.goes_on.store(true, Ordering::Relaxed);
+        self.machine.pause().await
     }
 
     async fn goes_on_with(&self, overlay: &Path) -> Result<(), ErrorReport> {
-        self.0.write_root_to(overlay).await
+        self.machine.write_root_to(overlay).await
     }
 
     async fn ends(&self) -> Result<(), ErrorReport> {
-        self.0.resume().await
+        match self.goes_on.swap(false, Ordering::Relaxed) {
+            true => self.machine.resume().await,
+            false => Ok(()),
+        }
     }
 }
 

@@ -20,12 +20,15 @@ use crate::console::{self, Farewell};
 use crate::jobs::Unreported;
 use crate::lifecycle::cancel::Cancel;
 use crate::model::{OpenOperation, VmRecord};
-use crate::ports::ProcessRole;
+use crate::ports::{Machine, ProcessRole};
 use crate::store::{Durability, journal, vms};
 
 /// Why it is stopped.
 const CUT_OFF_START: &str = "the daemon ended while it was starting";
 const HOST_RESTARTED: &str = "the host was restarted";
+
+/// A VMM has so long to say whether its vCPUs stand still.
+const SAYS_SO: Duration = Duration::from_secs(2);
 
 /// What became of a VM.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub enum Recovered {
     AtRest(VmRecord),
     /// It runs, and is ours again.
     Runs(VmRecord, SharedLive),
+    /// It runs, and is ours again, but its vCPUs stand still without a user's wish: they are to go on.
+    StandsStill(VmRecord, SharedLive),
     /// It is on its way, and this is what is to be gone on with.
     Unfinished(VmRecord, SharedLive, Unfinished),
     /// It is gone: its creation was undone, or its deletion finished.
@@ -166,11 +171,16 @@ async fn at_rest_or_running(world: &Arc<World>, record: &mut VmRecord) -> Result
             save(world, record).await?;
         }
         let machine = lock(&live).machine.clone();
-        if record.state == VmState::Paused
-            && let Some(machine) = machine
-        {
+        match (record.state, machine) {
             // The store says so from before a pause until after a resume; the daemon may have ended in between.
-            machine.pause().await?;
+            (VmState::Paused, Some(machine)) => machine.pause().await?,
+            (VmState::Running, Some(machine)) if stands_still(record, &*machine).await => {
+                tracing::warn!(vm = %record.id, name = %record.name, "it was left standing still");
+                // In the store it runs, so that one whose daemon ends before it has gone on is found here again.
+                record.state = VmState::Paused;
+                return Ok(Recovered::StandsStill(record.clone(), live));
+            }
+            _ => {}
         }
         return Ok(Recovered::Runs(record.clone(), live));
     }
@@ -201,6 +211,23 @@ async fn at_rest_or_running(world: &Arc<World>, record: &mut VmRecord) -> Result
     tracing::warn!(vm = %record.id, name = %record.name, cause, "it does not run any more");
     save(world, record).await?;
     Ok(Recovered::AtRest(record.clone()))
+}
+
+/// Whether a machine that no user has paused stands still: an earlier daemon ended at the moment at which its disk was
+/// branched. One that does not say so soon is left to itself: a VMM that hangs is not to keep all clients waiting.
+async fn stands_still(record: &VmRecord, machine: &dyn Machine) -> bool {
+    match tokio::time::timeout(SAYS_SO, machine.is_paused()).await {
+        Ok(Ok(paused)) => paused,
+        Ok(Err(error)) => {
+            tracing::warn!(vm = %record.id, name = %record.name, %error, causes = ?error.causes,
+                "nobody knows whether it stands still");
+            false
+        }
+        Err(_) => {
+            tracing::warn!(vm = %record.id, name = %record.name, "its VMM does not say whether it stands still");
+            false
+        }
+    }
 }
 
 /// A VM that runs, but for a machine: its guest restarted itself. The store has it running until its start has ended.

@@ -154,7 +154,7 @@ async fn after_step(clock: &dyn WallClock, handle: &Handle) {
 }
 
 /// Sets a guest's clock after its vCPUs stood still.
-pub(super) async fn after_pause(world: &World, handle: &Handle) {
+pub(crate) async fn after_pause(world: &World, handle: &Handle) {
     set(&*world.ports.clock, handle, Duration::ZERO).await;
 }
 

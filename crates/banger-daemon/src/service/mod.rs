@@ -4,7 +4,7 @@
 //! Long work is a job: the call validates, begins it and returns its id. Every failure is an [`ErrorReport`]
 //! that a user can act on.
 
-mod clocks;
+pub(crate) mod clocks;
 pub mod contents;
 pub(crate) mod drivers;
 mod forward;

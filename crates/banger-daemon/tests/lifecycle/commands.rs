@@ -165,6 +165,32 @@ fn what_the_store_has_as_paused_stands_still_for_the_next_daemon() -> anyhow::Re
 }
 
 #[test]
+fn what_the_store_has_as_running_goes_on_under_the_next_daemon() -> anyhow::Result<()> {
+    let world = FakeWorld::new()?;
+    let mut daemon = Daemon::open(&world)?;
+    let id = daemon.run(async |client| anyhow::Ok(runs(client).await?.id))?;
+    // As if it had died at the moment at which it branched the disk; and again, as the next one lets it go on.
+    for refuses in [false, true, false] {
+        daemon.die()?;
+        ensure!(world.pause(&id), "there is no machine");
+        world.time_passes(Duration::from_secs(3600));
+        world.refuse_pauses(refuses);
+        daemon = Daemon::open(&world)?;
+        let state = if refuses { VmState::Paused } else { VmState::Running };
+        daemon.run(async |client| client.state(state).await)?;
+    }
+    daemon.run(async |client| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while client.world.clocks(&id).is_none_or(|(guest, host)| guest != host) {
+            ensure!(Instant::now() < deadline, "its clock stays behind");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        client.delete_all().await
+    })?;
+    daemon.close()
+}
+
+#[test]
 fn a_pause_that_fails_leaves_it_running() -> anyhow::Result<()> {
     with_a_vm(async |client| {
         client.world.refuse_pauses(true);

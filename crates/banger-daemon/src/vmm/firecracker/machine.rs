@@ -8,7 +8,7 @@ use banger_proto::{ErrorCode, ErrorReport};
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use super::api::{Api, Request, SnapshotCreate, SnapshotType, VmState};
+use super::api::{Api, InstanceState, Request, SnapshotCreate, SnapshotType, VmState};
 use crate::console;
 use crate::ports::{Accelerator, Channel, Machine, MachineExit, VmDirs};
 use crate::vmm::running::Running;
@@ -74,6 +74,14 @@ impl Machine for FirecrackerMachine {
 
     async fn resume(&self) -> Result<(), ErrorReport> {
         self.change(VmState::Resumed, "cannot resume the VM").await
+    }
+
+    async fn is_paused(&self) -> Result<bool, ErrorReport> {
+        let doing = "cannot tell whether the VM is paused";
+        let asked = self.api.instance().await;
+        asked
+            .map(|instance| instance.state == InstanceState::Paused)
+            .map_err(|error| ErrorReport::caused_by(ErrorCode::VmmFailed, doing, &error))
     }
 
     fn channel(&self) -> Channel {

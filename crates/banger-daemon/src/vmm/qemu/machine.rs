@@ -88,6 +88,12 @@ impl Machine for QemuMachine {
         self.command(Command::plain("cont"), "cannot resume the VM").await.map(drop)
     }
 
+    async fn is_paused(&self) -> Result<bool, ErrorReport> {
+        let status =
+            self.command(Command::plain("query-status"), "cannot tell whether the VM is paused").await?;
+        Ok(status["running"] == Value::Bool(false))
+    }
+
     fn channel(&self) -> Channel {
         Channel::Port(self.running.dirs.channel_socket())
     }
