@@ -37,7 +37,7 @@ struct Asked {
 
 impl QemuMachine {
     /// Follows a QEMU. Without a connection it is made again when a command needs it.
-    pub(super) fn follow(running: Running, accelerator: Accelerator, qmp: Option<Qmp>) -> Arc<dyn Machine> {
+    pub(super) fn follow(running: Running, accelerator: Accelerator, qmp: Option<Qmp>) -> Arc<Self> {
         let (commands, queue) = mpsc::channel(8);
         let (published, exit) = watch::channel(None);
         let running = Arc::new(running);
