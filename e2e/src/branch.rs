@@ -11,7 +11,7 @@ use banger_daemon::launch::Launcher;
 use banger_daemon::ports::{Machine, Moment, RootDisks, VmDirs, Vmm};
 use banger_daemon::store::{Store, vms};
 use banger_daemon::vmm::qemu::{Qemu, QemuConfig};
-use banger_proto::{ErrorReport, VmId};
+use banger_proto::{ErrorCode, ErrorReport, VmId};
 
 use crate::world::World;
 
@@ -40,6 +40,15 @@ pub fn live(state: &Path, dirs: &VmDirs, branch: &VmDirs) -> anyhow::Result<Dura
         let disks = HostDisks::below(state, Formats::RawAndQcow2);
         disks.branch(dirs, branch, &moment).await?;
         Ok(moment)
+    })
+}
+
+/// The same, by one that is killed while the VM stands still.
+pub fn dies(state: &Path, dirs: &VmDirs, branch: &VmDirs) -> anyhow::Result<Duration> {
+    on_machine(state, dirs, async |machine| {
+        let disks = HostDisks::below(state, Formats::RawAndQcow2);
+        disks.branch(dirs, branch, &Dies(Paused::new(machine))).await?;
+        Err(ErrorReport::new(ErrorCode::Internal, "it outlives its own death"))
     })
 }
 
@@ -105,6 +114,26 @@ impl Moment for Timed {
         let ended = self.paused.ends().await;
         *lock(&self.took) = lock(&self.begun).map(|begun| begun.elapsed());
         ended
+    }
+}
+
+/// A moment that nobody comes out of.
+struct Dies(Paused);
+
+#[async_trait]
+impl Moment for Dies {
+    async fn begins(&self) -> Result<(), ErrorReport> {
+        self.0.begins().await
+    }
+
+    async fn goes_on_with(&self, overlay: &Path) -> Result<(), ErrorReport> {
+        self.0.goes_on_with(overlay).await
+    }
+
+    async fn ends(&self) -> Result<(), ErrorReport> {
+        let failed = |error| ErrorReport::caused_by(ErrorCode::Internal, "cannot die", &error);
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
+            .map_err(failed)
     }
 }
 

@@ -35,7 +35,10 @@ pub(crate) fn branches(world: &mut World, strategy: &str) -> anyhow::Result<()> 
     world.until("it writes", || Ok(n()? > 10))?;
 
     let (one, two) = (branch::dirs(world, "one")?, branch::dirs(world, "two")?);
-    branch_live(world, &one, &two)?;
+    branch_live(world, &one, &two, Dies::Yes)?;
+    let at_death = n()?;
+    world.until("it goes on under the next daemon", || Ok(n()? > at_death))?;
+    branch_live(world, &one, &two, Dies::No)?;
     crashed_disk_is_whole(world, &two.state)?;
 
     // It goes on as if nothing had been, under a daemon that found it so.
@@ -62,7 +65,7 @@ pub(crate) fn branches(world: &mut World, strategy: &str) -> anyhow::Result<()> 
 
     // A branch of the branch, and both restart over what they share.
     world.ok(&[&["vm", "create", "--no-start", "--name", "three"], SMALL].concat())?;
-    branch_live(world, &two, &branch::dirs(world, "three")?)?;
+    branch_live(world, &two, &branch::dirs(world, "three")?, Dies::No)?;
     for flat in [false, true] {
         world.ok(&["vm", "stop", "one", "two"])?;
         for vm in ["one", "two"] {
@@ -83,23 +86,33 @@ pub(crate) fn branches(world: &mut World, strategy: &str) -> anyhow::Result<()> 
     world.ok(&["vm", "delete", "-f", "three"]).map(drop)
 }
 
-/// The argument that makes this program branch a live disk: `BRANCH STATE RUNTIME_OF_VM STATE_OF_VM STATE_OF_BRANCH`.
+/// The argument that makes this program branch a live disk: `BRANCH DIES STATE RUNTIME_OF_VM STATE_OF_VM STATE_OF_BRANCH`.
 pub(crate) const BRANCH: &str = "branch-live";
 
+/// Whether who branches is killed while the VM stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dies {
+    No,
+    Yes,
+}
+
 /// Kills the daemon and branches in its place, in a process of its own: what that leaves in itself would be a leak.
-fn branch_live(world: &World, of: &VmDirs, to: &VmDirs) -> anyhow::Result<()> {
+fn branch_live(world: &World, of: &VmDirs, to: &VmDirs, dies: Dies) -> anyhow::Result<()> {
     world.kill_daemon()?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg(BRANCH).args([&world.state, &of.runtime, &of.state, &to.state]);
-    finish(command, None)?.expect(0).map(drop)
+    command.arg(BRANCH).arg(format!("{dies:?}"));
+    command.args([&world.state, &of.runtime, &of.state, &to.state]);
+    let killed = 128 + rustix::process::Signal::KILL.as_raw();
+    finish(command, None)?.expect(if dies == Dies::Yes { killed } else { 0 }).map(drop)
 }
 
 /// The child of [`branch_live`].
 pub(crate) fn run_branch() -> anyhow::Result<()> {
     let args: Vec<PathBuf> = std::env::args_os().skip(2).map(PathBuf::from).collect();
-    let [state, runtime, of, to] = &args[..] else { bail!("four arguments: {args:?}") };
+    let [dies, state, runtime, of, to] = &args[..] else { bail!("five arguments: {args:?}") };
     let dirs = |state: &PathBuf| VmDirs { runtime: runtime.clone(), state: state.clone() };
-    branch::live(state, &dirs(of), &dirs(to)).map(drop)
+    let branch = if dies.as_os_str() == "Yes" { branch::dies } else { branch::live };
+    branch(state, &dirs(of), &dirs(to)).map(drop)
 }
 
 /// It is what the power cut leaves: the journal is to be replayed, and nothing is to be mended after that.
