@@ -13,6 +13,8 @@ use banger_sys::process::ProcessRecord;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
+use crate::lifecycle::cancel::Cancel;
+
 /// Where one VM's files are. Derived from its id, never stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmDirs {
@@ -304,8 +306,15 @@ pub trait Moment: Send + Sync {
 pub trait RootDisks: Send + Sync {
     /// The strategy's name, as `vm show` prints it.
     fn strategy(&self) -> &'static str;
-    /// Makes a VM's root disk over an image's ext4 file. Replaces one that an interrupted create or branch left.
-    async fn create(&self, image: &Path, size: ByteSize, dirs: &VmDirs) -> Result<(), ErrorReport>;
+    /// Makes a VM's root disk over an image's ext4 file. Replaces one that an interrupted create or branch left. Where it is
+    /// called off before it is made, nothing is left of it when this returns.
+    async fn create(
+        &self,
+        image: &Path,
+        size: ByteSize,
+        dirs: &VmDirs,
+        off: &Cancel,
+    ) -> Result<(), ErrorReport>;
     /// The disk of a VM, to be attached.
     async fn open(&self, dirs: &VmDirs) -> Result<RootDisk, ErrorReport>;
     /// Makes the disk of a stopped VM larger. The guest grows its file system at the next boot.

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use anyhow::{Context, ensure};
 use async_trait::async_trait;
 use banger_daemon::disk::{Formats, HostDisks, Qcow2Disks, ReflinkDisks, SparseDisks};
+use banger_daemon::lifecycle::cancel::Cancel;
 use banger_daemon::ports::{Guests, Launch, Machine, RootDisk, RootDisks, VmDirs, Vmm};
 use banger_proto::{ByteSize, VmId};
 use banger_sys::process::ProcessRecord;
@@ -374,7 +375,7 @@ impl Reflink {
         let chosen = HostDisks::below(&self.dir, Formats::RawAndQcow2);
         ensure!(chosen.strategy() == "reflink", "{} is chosen", chosen.strategy());
         for dirs in [&one, &two] {
-            chosen.create(&image, ByteSize::mib(64), dirs).await.map_err(told)?;
+            chosen.create(&image, ByteSize::mib(64), dirs, &Cancel::never()).await.map_err(told)?;
         }
         let disk = chosen.open(&one).await.map_err(told)?;
         let file = std::fs::File::options().read(true).write(true).open(&disk.path)?;

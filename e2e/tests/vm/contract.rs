@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use banger_daemon::disk::Qcow2Disks;
 use banger_daemon::guest::Links;
 use banger_daemon::launch::Launcher;
+use banger_daemon::lifecycle::cancel::Cancel;
 use banger_daemon::ports::{Contents, Guests, Launch, Machine, RootDisks, VmDirs, Vmm};
 use banger_daemon::service::Library;
 use banger_daemon::vmm::qemu::{Qemu, QemuConfig};
@@ -132,7 +133,7 @@ impl machines::Bench for Bench {
         let (vm, dirs) = self.places.next();
         let files = self.library.boot_files(&self.kernel).await?;
         let image = self.library.image_file(&self.image).await?;
-        Qcow2Disks.create(&image, ByteSize::mib(64), &dirs).await?;
+        Qcow2Disks.create(&image, ByteSize::mib(64), &dirs, &Cancel::never()).await?;
         Ok(Launch {
             root: Qcow2Disks.open(&dirs).await?,
             vm,

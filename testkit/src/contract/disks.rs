@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use banger_daemon::lifecycle::cancel::{self, Cancel};
 use banger_daemon::ports::{RootDisk, RootDisks, VmDirs};
-use banger_proto::{ByteSize, ErrorCode};
+use banger_proto::{ByteSize, ErrorCode, ErrorReport};
 
 use super::{cases, whole};
 
@@ -47,6 +48,7 @@ cases!(dyn Bench:
     a_disk_grows_and_never_shrinks,
     a_disk_is_removed_and_what_is_gone_stays_gone,
     a_full_disk_is_told_and_nothing_is_left,
+    a_disk_that_is_called_off_is_made_or_leaves_nothing,
     a_branched_disk_is_two,
     a_disk_is_branched_at_its_moment,
     branches_are_branched_and_flattened,
@@ -61,7 +63,7 @@ async fn a_disk_is_made_over_its_image(bench: &dyn Bench) -> anyhow::Result<()> 
     let (disks, dirs, image) = (bench.disks(), bench.dirs(), bench.image(ByteSize::mib(64))?);
     let before = std::fs::metadata(&image)?.modified()?;
     ensure!(disks.open(&dirs).await.is_err(), "there is a disk before one was made");
-    disks.create(&image, ByteSize::mib(100), &dirs).await.map_err(whole)?;
+    disks.create(&image, ByteSize::mib(100), &dirs, &Cancel::never()).await.map_err(whole)?;
     let disk = disks.open(&dirs).await.map_err(whole)?;
     ensure!(disk.size == ByteSize::mib(100), "the guest sees {}", disk.size);
     ensure!(["raw", "qcow2"].contains(&disk.format), "no VMM knows the format {}", disk.format);
@@ -72,7 +74,11 @@ async fn a_disk_is_made_over_its_image(bench: &dyn Bench) -> anyhow::Result<()> 
 
 async fn one_smaller_than_its_image_is_refused(bench: &dyn Bench) -> anyhow::Result<()> {
     let (disks, dirs, image) = (bench.disks(), bench.dirs(), bench.image(ByteSize::mib(64))?);
-    let refused = disks.create(&image, ByteSize::mib(63), &dirs).await.err().context("it was made")?;
+    let refused = disks
+        .create(&image, ByteSize::mib(63), &dirs, &Cancel::never())
+        .await
+        .err()
+        .context("it was made")?;
     ensure!(refused.code == ErrorCode::InvalidInput, "{refused:?}");
     ensure!(refused.causes.iter().any(|cause| cause.contains("smaller than the image")), "{refused:?}");
     nothing(&*disks, &dirs).await
@@ -83,7 +89,7 @@ async fn an_interrupted_create_is_replaced(bench: &dyn Bench) -> anyhow::Result<
     bench.interrupt_create(&dirs)?;
     ensure!(disks.open(&dirs).await.is_err(), "a half-made disk was opened");
     for size in [100, 128] {
-        disks.create(&image, ByteSize::mib(size), &dirs).await.map_err(whole)?;
+        disks.create(&image, ByteSize::mib(size), &dirs, &Cancel::never()).await.map_err(whole)?;
         ensure!(disks.open(&dirs).await.map_err(whole)?.size == ByteSize::mib(size), "it is not the new one");
     }
     disks.remove(&dirs).await.map_err(whole)?;
@@ -96,7 +102,7 @@ async fn a_new_disk_takes_little_whatever_the_size(bench: &dyn Bench) -> anyhow:
     let disks = bench.disks();
     for size in [ByteSize::mib(16), ByteSize::mib(8192)] {
         let (dirs, image) = (bench.dirs(), bench.image(size)?);
-        disks.create(&image, size, &dirs).await.map_err(whole)?;
+        disks.create(&image, size, &dirs, &Cancel::never()).await.map_err(whole)?;
         let used = disks.usage(&dirs).map_err(whole)?;
         ensure!(used < bench.new_takes(&image)?, "a disk over {size} takes {used}");
         disks.remove(&dirs).await.map_err(whole)?;
@@ -108,7 +114,7 @@ async fn a_new_disk_takes_little_whatever_the_size(bench: &dyn Bench) -> anyhow:
 async fn a_disk_grows_and_never_shrinks(bench: &dyn Bench) -> anyhow::Result<()> {
     let (disks, dirs, image) = (bench.disks(), bench.dirs(), bench.image(ByteSize::mib(64))?);
     ensure!(disks.grow(&dirs, ByteSize::mib(65)).await.is_err(), "a disk grew that is not there");
-    disks.create(&image, ByteSize::mib(64), &dirs).await.map_err(whole)?;
+    disks.create(&image, ByteSize::mib(64), &dirs, &Cancel::never()).await.map_err(whole)?;
     for size in [256, 256] {
         disks.grow(&dirs, ByteSize::mib(size)).await.map_err(whole)?;
         ensure!(disks.open(&dirs).await.map_err(whole)?.size == ByteSize::mib(size));
@@ -122,7 +128,7 @@ async fn a_disk_grows_and_never_shrinks(bench: &dyn Bench) -> anyhow::Result<()>
 async fn a_disk_is_removed_and_what_is_gone_stays_gone(bench: &dyn Bench) -> anyhow::Result<()> {
     let (disks, dirs, image) = (bench.disks(), bench.dirs(), bench.image(ByteSize::mib(64))?);
     disks.remove(&dirs).await.map_err(whole).context("one that was never there")?;
-    disks.create(&image, ByteSize::mib(64), &dirs).await.map_err(whole)?;
+    disks.create(&image, ByteSize::mib(64), &dirs, &Cancel::never()).await.map_err(whole)?;
     for _ in 0..2 {
         disks.remove(&dirs).await.map_err(whole)?;
         nothing(&*disks, &dirs).await?;
@@ -136,9 +142,24 @@ async fn a_full_disk_is_told_and_nothing_is_left(bench: &dyn Bench) -> anyhow::R
     let disks = bench.disks();
     // Who cannot make one says so by itself.
     let Some(dirs) = bench.full() else { return Ok(()) };
-    let error = disks.create(&image, ByteSize::mib(64), &dirs).await.err().context("it was made")?;
+    let error = disks
+        .create(&image, ByteSize::mib(64), &dirs, &Cancel::never())
+        .await
+        .err()
+        .context("it was made")?;
     ensure!(error.code == ErrorCode::ResourceExhausted, "{error:?}");
     ensure!(error.message.contains("root disk") && !error.causes.is_empty(), "{error:?}");
+    nothing(&*disks, &dirs).await
+}
+
+async fn a_disk_that_is_called_off_is_made_or_leaves_nothing(bench: &dyn Bench) -> anyhow::Result<()> {
+    let (disks, dirs, image) = (bench.disks(), bench.dirs(), bench.image(ByteSize::mib(64))?);
+    let (canceller, off) = cancel::pair();
+    canceller.cancel(ErrorReport::new(ErrorCode::Cancelled, "it is not wanted"));
+    match disks.create(&image, ByteSize::mib(64), &dirs, &off).await {
+        Ok(()) => disks.remove(&dirs).await.map_err(whole)?,
+        Err(error) => ensure!(error.code == ErrorCode::Cancelled, "{error:?}"),
+    }
     nothing(&*disks, &dirs).await
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use async_trait::async_trait;
+use banger_daemon::lifecycle::cancel::Cancel;
 use banger_daemon::ports::{Moment, RootDisk, RootDisks, VmDirs};
 use banger_proto::{ByteSize, ErrorCode, ErrorReport};
 use banger_sys::paths::make_private;
@@ -77,7 +78,13 @@ impl RootDisks for FakeDisks {
         "fake"
     }
 
-    async fn create(&self, image: &Path, size: ByteSize, dirs: &VmDirs) -> Result<(), ErrorReport> {
+    async fn create(
+        &self,
+        image: &Path,
+        size: ByteSize,
+        dirs: &VmDirs,
+        off: &Cancel,
+    ) -> Result<(), ErrorReport> {
         let doing = "cannot make the VM's root disk";
         let failed = |error: &(dyn std::error::Error + 'static)| {
             ErrorReport::caused_by(ErrorCode::Internal, doing, error)
@@ -88,6 +95,12 @@ impl RootDisks for FakeDisks {
                 .cause(format!("the disk's size of {size} is smaller than the image, which has {image}")));
         }
         make_private(&dirs.state).map_err(|error| failed(&error))?;
+        if self.0.change(|state| state.script.endless_copies) {
+            self.0.interrupt_create(dirs);
+            let why = off.cancelled().await;
+            self.0.change(|state| state.disks.remove(&dirs.root_raw()));
+            return Err(why);
+        }
         self.0.change(|state| {
             if state.script.disk_full {
                 state.disks.remove(&dirs.root_raw());

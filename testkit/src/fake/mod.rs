@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use banger_daemon::lifecycle::cancel::Cancel;
 use banger_daemon::lifecycle::identity::OwnerKey;
 use banger_daemon::ports::{Launch, MachineExit, VmDirs};
 use banger_daemon::service::Ports;
@@ -84,6 +85,7 @@ struct Script {
     temper: Temper,
     boot_takes: Duration,
     disk_full: bool,
+    endless_copies: bool,
     refuse_starts: bool,
     refuse_pauses: bool,
     refuse_growth: bool,
@@ -133,7 +135,7 @@ impl FakeWorld {
         let (images, kernels) = ports.contents.all().await?;
         let image = ports.contents.image_file(images.first().context("no image")?).await?;
         let files = ports.contents.boot_files(kernels.first().context("no kernel")?).await?;
-        ports.disks.create(&image, IMAGE_SIZE, &dirs).await?;
+        ports.disks.create(&image, IMAGE_SIZE, &dirs, &Cancel::never()).await?;
         Ok(Launch {
             root: ports.disks.open(&dirs).await?,
             vm,
@@ -213,6 +215,16 @@ impl FakeWorld {
     /// Whether there is no room for another disk.
     pub fn disk_full(&self, full: bool) {
         self.change(|state| state.script.disk_full = full);
+    }
+
+    /// Whether a disk is never made before that is called off.
+    pub fn endless_copies(&self, endless: bool) {
+        self.change(|state| state.script.endless_copies = endless);
+    }
+
+    /// Whether a disk is being made.
+    pub fn is_copying(&self) -> bool {
+        self.lock().disks.values().any(|disk| !disk.complete)
     }
 
     /// Whether every VMM ends at once when it is started.

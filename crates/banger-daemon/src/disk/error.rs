@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use banger_proto::{ByteSize, ErrorCode, ErrorReport};
 use banger_sys::command::CommandError;
 
+use crate::lifecycle::cancel::Cancel;
+
 /// Why a disk could not be made, changed or looked at.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskError {
@@ -87,18 +89,26 @@ pub(super) async fn blocking<T: Send + 'static>(
     doing: &'static str,
     work: impl FnOnce() -> Result<T, DiskError> + Send + 'static,
 ) -> Result<T, ErrorReport> {
-    stoppable(doing, |_| work()).await
+    stoppable(doing, &Cancel::never(), |_| work()).await
 }
 
-/// Runs work that blocks for long. Whoever waits for it no longer has called it off: it is told to stop.
+/// Runs work that blocks for long. It is told to stop when it is called off, and waited for: what it was at is over when this
+/// returns. Where nobody waits for it any more it is told as well.
 pub(super) async fn stoppable<T: Send + 'static>(
     doing: &'static str,
+    off: &Cancel,
     work: impl FnOnce(&Stop) -> Result<T, DiskError> + Send + 'static,
 ) -> Result<T, ErrorReport> {
-    let stop = Stop(Arc::default());
+    let stop = Stop(Arc::new(AtomicBool::new(off.reason().is_some())));
     let waits = Waits(stop.clone());
-    let done = tokio::task::spawn_blocking(move || work(&stop)).await;
-    drop(waits);
+    let mut done = tokio::task::spawn_blocking(move || work(&stop));
+    let done = tokio::select! {
+        done = &mut done => done,
+        _ = off.cancelled() => {
+            drop(waits);
+            done.await
+        }
+    };
     match done {
         Ok(result) => result.map_err(|error| error.report(doing)),
         Err(error) => Err(ErrorReport::caused_by(ErrorCode::Internal, doing, &error)),
@@ -120,5 +130,35 @@ struct Waits(Stop);
 impl Drop for Waits {
     fn drop(&mut self) {
         self.0.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::cancel;
+
+    #[tokio::test]
+    async fn work_that_is_called_off_is_over_when_that_is_told() {
+        let (canceller, off) = cancel::pair();
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = over.clone();
+        let work = stoppable("cannot", &off, move |stop| -> Result<(), DiskError> {
+            begun.send(()).unwrap();
+            while stop.check().is_ok() {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            ends.store(true, Ordering::Relaxed);
+            stop.check()
+        });
+        let calls_off = async {
+            begins.await.unwrap();
+            canceller.cancel(ErrorReport::new(ErrorCode::Cancelled, "no"));
+        };
+        let (done, ()) = tokio::join!(work, calls_off);
+        assert_eq!(done.unwrap_err().code, ErrorCode::Cancelled);
+        assert!(over.load(Ordering::Relaxed), "it goes on");
     }
 }

@@ -21,6 +21,7 @@ use async_trait::async_trait;
 use banger_proto::{ByteSize, ErrorReport};
 use banger_sys::command;
 
+use crate::lifecycle::cancel::Cancel;
 use crate::ports::{Moment, RootDisk, RootDisks, VmDirs};
 
 pub use moment::{AtRest, Paused};
@@ -83,8 +84,14 @@ impl RootDisks for HostDisks {
         self.new_ones().strategy()
     }
 
-    async fn create(&self, image: &Path, size: ByteSize, dirs: &VmDirs) -> Result<(), ErrorReport> {
-        self.new_ones().create(image, size, dirs).await
+    async fn create(
+        &self,
+        image: &Path,
+        size: ByteSize,
+        dirs: &VmDirs,
+        off: &Cancel,
+    ) -> Result<(), ErrorReport> {
+        self.new_ones().create(image, size, dirs, off).await
     }
 
     async fn open(&self, dirs: &VmDirs) -> Result<RootDisk, ErrorReport> {

@@ -12,6 +12,7 @@ use banger_sys::command::Program;
 use super::error::{DiskError, blocking, io};
 use super::layers::{self, Chain, FORMAT};
 use super::{file, moment, raw};
+use crate::lifecycle::cancel::Cancel;
 use crate::ports::{Moment, RootDisk, RootDisks, VmDirs};
 
 /// Root disks by `qemu-img`.
@@ -24,7 +25,13 @@ impl RootDisks for Qcow2Disks {
         FORMAT
     }
 
-    async fn create(&self, image: &Path, size: ByteSize, dirs: &VmDirs) -> Result<(), ErrorReport> {
+    async fn create(
+        &self,
+        image: &Path,
+        size: ByteSize,
+        dirs: &VmDirs,
+        _: &Cancel,
+    ) -> Result<(), ErrorReport> {
         let (image, dirs) = (image.to_owned(), dirs.clone());
         blocking("cannot make the VM's root disk", move || create(&image, size, &dirs)).await
     }

@@ -8,6 +8,7 @@ use banger_proto::{ByteSize, ErrorReport};
 
 use super::error::{DiskError, Stop, blocking, io, stoppable};
 use super::{file, moment};
+use crate::lifecycle::cancel::Cancel;
 use crate::ports::{Moment, RootDisk, VmDirs};
 
 /// Makes the second file hold what the first holds, in so many bytes at least.
@@ -18,9 +19,10 @@ pub(super) async fn create(
     size: ByteSize,
     dirs: &VmDirs,
     copy: Copy,
+    off: &Cancel,
 ) -> Result<(), ErrorReport> {
     let (image, dirs) = (image.to_owned(), dirs.clone());
-    stoppable("cannot make the VM's root disk", move |stop| {
+    stoppable("cannot make the VM's root disk", off, move |stop| {
         file::make(&image, size, &dirs, &dirs.root_raw(), |unfinished| {
             copy(&image, unfinished, stop)?;
             let file = File::options().write(true).open(unfinished).map_err(io(unfinished))?;
@@ -69,7 +71,8 @@ pub(super) async fn branch(
         })
         .await?;
         let (source, target) = (from.clone(), file::unfinished(&to));
-        moment::held(moment, stoppable(DOING, move |stop| copy(&source, &target, stop))).await?;
+        moment::held(moment, stoppable(DOING, &Cancel::never(), move |stop| copy(&source, &target, stop)))
+            .await?;
         let target = to.clone();
         blocking(DOING, move || file::finish(&target)).await
     };

@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::error::{DiskError, Stop, io};
 use super::{USAGE, raw};
+use crate::lifecycle::cancel::Cancel;
 use crate::ports::{Moment, RootDisk, RootDisks, VmDirs};
 
 /// Root disks by reflinks.
@@ -39,8 +40,14 @@ impl RootDisks for ReflinkDisks {
         "reflink"
     }
 
-    async fn create(&self, image: &Path, size: ByteSize, dirs: &VmDirs) -> Result<(), ErrorReport> {
-        raw::create(image, size, dirs, clone).await
+    async fn create(
+        &self,
+        image: &Path,
+        size: ByteSize,
+        dirs: &VmDirs,
+        off: &Cancel,
+    ) -> Result<(), ErrorReport> {
+        raw::create(image, size, dirs, clone, off).await
     }
 
     async fn open(&self, dirs: &VmDirs) -> Result<RootDisk, ErrorReport> {

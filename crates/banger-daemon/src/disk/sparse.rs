@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::error::{self, DiskError, Stop};
 use super::raw;
+use crate::lifecycle::cancel::Cancel;
 use crate::ports::{Moment, RootDisk, RootDisks, VmDirs};
 
 /// After so many bytes it is asked whether the copy is still wanted.
@@ -30,8 +31,14 @@ impl RootDisks for SparseDisks {
         "sparse-copy"
     }
 
-    async fn create(&self, image: &Path, size: ByteSize, dirs: &VmDirs) -> Result<(), ErrorReport> {
-        raw::create(image, size, dirs, copy).await
+    async fn create(
+        &self,
+        image: &Path,
+        size: ByteSize,
+        dirs: &VmDirs,
+        off: &Cancel,
+    ) -> Result<(), ErrorReport> {
+        raw::create(image, size, dirs, copy, off).await
     }
 
     async fn open(&self, dirs: &VmDirs) -> Result<RootDisk, ErrorReport> {
@@ -122,6 +129,8 @@ fn piece(source: &File, target: &File, at: u64, most: u64, by_kernel: &mut bool)
 mod tests {
     use super::*;
     use crate::disk::error::stoppable;
+    use crate::lifecycle::cancel;
+    use banger_proto::ErrorCode;
     use std::os::unix::fs::MetadataExt;
 
     /// Data at both ends and in the middle, holes between them.
@@ -141,7 +150,7 @@ mod tests {
         holey(&from);
         std::fs::write(&to, vec![9; 1 << 20]).unwrap();
         let paths = (from.clone(), to.clone());
-        stoppable("", move |stop| copy(&paths.0, &paths.1, stop)).await.unwrap();
+        stoppable("", &Cancel::never(), move |stop| copy(&paths.0, &paths.1, stop)).await.unwrap();
         assert!(std::fs::read(&from).unwrap() == std::fs::read(&to).unwrap());
         let meta = std::fs::metadata(&to).unwrap();
         assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
@@ -169,6 +178,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_copy_that_is_called_off_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        holey(&image);
+        let dirs = VmDirs { runtime: dir.path().join("run"), state: dir.path().join("vm") };
+        let (canceller, off) = cancel::pair();
+        canceller.cancel(ErrorReport::new(ErrorCode::Cancelled, "not wanted"));
+        let made = SparseDisks.create(&image, ByteSize::mib(64), &dirs, &off).await;
+        assert_eq!(made.unwrap_err().code, ErrorCode::Cancelled);
+        assert_eq!(std::fs::read_dir(&dirs.state).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
     async fn a_copy_that_nobody_waits_for_ends() {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
@@ -176,7 +198,8 @@ mod tests {
         let (told, ended) = std::sync::mpsc::channel();
         let (begun, begins) = tokio::sync::oneshot::channel();
         let (go, may_go) = std::sync::mpsc::channel::<()>();
-        let work = stoppable("", move |stop| {
+        let never = Cancel::never();
+        let work = stoppable("", &never, move |stop| {
             begun.send(()).unwrap();
             may_go.recv().unwrap();
             told.send(matches!(copy(&from, &to, stop), Err(DiskError::Stopped))).unwrap();

@@ -13,6 +13,7 @@ use banger_sys::paths;
 use banger_sys::process::ProcessRecord;
 
 use super::boot::Boot;
+use super::cancel::Cancel;
 use super::journal::Effects;
 use super::plan::Step;
 use super::report::sentence;
@@ -74,6 +75,8 @@ pub struct VmEffects {
     pub start: Option<StartOptions>,
     /// For a stop: how long the guest has to end by itself.
     pub stop_within: Duration,
+    /// Calls off what takes long on the host.
+    pub off: Cancel,
 }
 
 impl std::fmt::Debug for VmEffects {
@@ -91,7 +94,7 @@ impl Effects for VmEffects {
             Step::RuntimeDir => self.private_dir(step, &dirs.runtime),
             Step::RootDisk => {
                 let image = self.world.ports.contents.image_file(&self.record.image_digest).await?;
-                self.world.ports.disks.create(&image, self.record.disk, &dirs).await
+                self.world.ports.disks.create(&image, self.record.disk, &dirs, &self.off).await
             }
             Step::HostKeys => {
                 let durability = if self.record.ephemeral { Durability::Process } else { Durability::Host };

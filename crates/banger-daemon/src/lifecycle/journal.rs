@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use banger_proto::{ErrorReport, OperationId, VmId};
+use banger_proto::{ErrorCode, ErrorReport, OperationId, VmId};
 use futures_util::future::join_all;
 use rusqlite::Connection;
 
@@ -171,7 +171,11 @@ impl Journal {
                 reason = cancel.cancelled() => return Err(reason),
             }
         } else {
-            effect.await?;
+            // One that was told to end, and did, says less of why than who called it off.
+            effect.await.map_err(|error| match cancel.reason() {
+                Some(reason) if error.code == ErrorCode::Cancelled => reason,
+                Some(_) | None => error,
+            })?;
         }
         tracing::debug!(vm = %operation.vm, step = step.as_str(), took = ?begun.elapsed(), "done");
         self.faults.reach(Point { kind, step, side: Side::After }).await

@@ -206,8 +206,8 @@ impl Step {
         }
     }
 
-    /// Whether it may be called off in the middle. Only what waits for the guest: the effects on the host are short, and
-    /// work on a blocking thread cannot be called off at all.
+    /// Whether it may be dropped in the middle. Only what waits for the guest: the effects on the host are short, or end when
+    /// they are told to, as the copy of a root disk.
     pub const fn may_be_called_off(self) -> bool {
         match self {
             Self::Configure | Self::GrowRoot | Self::ExtendRoot | Self::AwaitBoot | Self::AskGuest => true,

@@ -77,6 +77,7 @@ fn effects(world: &Arc<World>, record: &VmRecord) -> VmEffects {
         report: Arc::new(Unreported),
         start: None,
         stop_within: Duration::ZERO,
+        off: Cancel::never(),
     }
 }
 

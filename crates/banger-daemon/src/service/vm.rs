@@ -87,7 +87,7 @@ impl Services {
         self.drivers.add(handle.clone());
         let drivers = self.drivers.clone();
         tokio::spawn(async move {
-            let created = driver.create(operation, job.clone()).await;
+            let created = driver.create(operation, job.clone(), job.cancel().clone()).await;
             let gone = handle.view().gone;
             match (created, start) {
                 (Err(error), _) => job.finish(JobResult::Failed { error }).await,

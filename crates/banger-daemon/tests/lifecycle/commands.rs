@@ -191,6 +191,32 @@ fn what_the_store_has_as_running_goes_on_under_the_next_daemon() -> anyhow::Resu
 }
 
 #[test]
+fn a_vm_whose_disk_is_being_copied_is_called_off() -> anyhow::Result<()> {
+    let world = FakeWorld::new()?;
+    let daemon = Daemon::open(&world)?;
+    daemon.run(async |client| {
+        let services = client.services;
+        for start in [None, Some(options(Wait::Booted))] {
+            world.endless_copies(true);
+            let create = services.vm_create(spec(false, false)?, start, None).await.map_err(whole)?;
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !world.is_copying() {
+                ensure!(Instant::now() < deadline, "no disk is made");
+                tokio::task::yield_now().await;
+            }
+            services.job_cancel(&create.job).await.map_err(whole)?;
+            let error = client.result(Ok(create)).await?.err().context("it was made")?;
+            ensure!(error.code == ErrorCode::Cancelled && error.message.contains("called off"), "{error:?}");
+            client.until("nothing of it is left", <[_]>::is_empty).await?;
+        }
+        world.endless_copies(false);
+        runs(client).await?;
+        client.delete_all().await
+    })?;
+    daemon.close()
+}
+
+#[test]
 fn a_pause_that_fails_leaves_it_running() -> anyhow::Result<()> {
     with_a_vm(async |client| {
         client.world.refuse_pauses(true);

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use banger_daemon::lifecycle::cancel::Cancel;
 use banger_daemon::model::VmRecord;
 use banger_daemon::ports::{RootDisks, VmDirs};
 use banger_daemon::store::{Durability, Store, content, vms};
@@ -102,7 +103,7 @@ fn fill(world: &World, image_file: &Path) -> anyhow::Result<()> {
         .collect::<anyhow::Result<_>>()?;
     // The first one's is made, and the others' are copies of it: making each takes a minute and changes nothing.
     let first = dirs(&records.first().context("no VM")?.id);
-    branch::wait(disks.create(image_file, image.size, &first))?;
+    branch::wait(disks.create(image_file, image.size, &first, &Cancel::never()))?;
     let disk = branch::wait(disks.open(&first))?.path;
     let name: PathBuf = disk.file_name().context("a disk without a name")?.into();
     for record in records.iter().skip(1) {

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, bail, ensure};
 use async_trait::async_trait;
 use banger_daemon::disk::AtRest;
+use banger_daemon::lifecycle::cancel::Cancel;
 use banger_daemon::ports::{Moment, RootDisk, VmDirs};
 use banger_proto::{ByteSize, ErrorCode, ErrorReport};
 use tokio::sync::Notify;
@@ -118,7 +119,7 @@ async fn write(bench: &dyn Bench, dirs: &VmDirs, at: u64, byte: u8) -> anyhow::R
 /// A disk with the first piece written.
 async fn made(bench: &dyn Bench) -> anyhow::Result<VmDirs> {
     let (dirs, image) = (bench.dirs(), bench.image(SIZE)?);
-    bench.disks().create(&image, SIZE, &dirs).await.map_err(whole)?;
+    bench.disks().create(&image, SIZE, &dirs, &Cancel::never()).await.map_err(whole)?;
     write(bench, &dirs, 8, 1).await?;
     Ok(dirs)
 }
@@ -250,7 +251,7 @@ pub(super) async fn a_branch_that_is_cut_off_is_none(bench: &dyn Bench) -> anyho
         () = writer.hangs.notified() => {}
         done = disks.branch(&one, &three, &writer) => bail!("it did not hang: {done:?}"),
     }
-    disks.create(&bench.image(SIZE)?, SIZE, &three).await.map_err(whole)?;
+    disks.create(&bench.image(SIZE)?, SIZE, &three, &Cancel::never()).await.map_err(whole)?;
     hold(bench, &three, &[(8, 0), (16, 0)]).await?;
     for dirs in [&one, &two, &three] {
         disks.remove(dirs).await.map_err(whole)?;

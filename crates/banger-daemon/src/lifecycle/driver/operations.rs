@@ -86,8 +86,9 @@ impl Driver {
         &mut self,
         operation: Operation,
         report: Arc<dyn Report>,
+        cancel: Cancel,
     ) -> Result<View, ErrorReport> {
-        let asked = Asked { report, ..Asked::by_nobody() };
+        let asked = Asked { report, cancel, ..Asked::by_nobody() };
         let (canceller, off) = cancel::pair();
         match self.work(&operation, &asked, &canceller, &off).await {
             Ok(()) => {
@@ -360,16 +361,20 @@ impl Driver {
             report: asked.report.clone(),
             start: Some(asked.start.unwrap_or(REBOOT)),
             stop_within: operation.stop_within().unwrap_or_default(),
+            off: off.clone(),
         };
         let journal = self.world.journal.clone();
         let work = journal.go(operation, &effects, off);
         tokio::pin!(work);
         loop {
-            let listens = operation.kind().waits_for_guest() && !canceller.is_cancelled();
+            let goes_on = !canceller.is_cancelled();
+            let listens = goes_on && operation.kind().waits_for_guest();
+            // The copy of a disk takes long as well; but what else is asked of a new VM is asked of one that was made.
+            let may_be_called_off = listens || (goes_on && operation.kind() == Kind::Create);
             tokio::select! {
                 biased;
                 done = &mut work => return done,
-                reason = asked.cancel.cancelled(), if listens => canceller.cancel(self.off(operation, &reason.message)),
+                reason = asked.cancel.cancelled(), if may_be_called_off => canceller.cancel(self.off(operation, &reason.message)),
                 () = self.lease.ended(), if listens => {
                     canceller.cancel(self.off(operation, "its client is gone"));
                     self.lease_over = true;
