@@ -253,7 +253,10 @@ impl World {
         let disk = branch::wait(branch::disks(self).open(&dirs))?;
         let raw = self.dir.join("tmp/disk.raw");
         let (from, to) = (disk.path.to_str().context("no text")?, raw.to_str().context("no text")?);
-        isolate::run("qemu-img", &["convert", "-f", disk.format, "-O", "raw", from, to])?;
+        match disk.format {
+            "raw" => isolate::run("cp", &["--sparse=always", from, to])?,
+            format => isolate::run("qemu-img", &["convert", "-f", format, "-O", "raw", from, to])?,
+        }
         let looked = look(to);
         fs::remove_file(&raw)?;
         looked

@@ -13,14 +13,25 @@ use rustix::process::geteuid;
 
 use crate::{Body, Need, disk};
 
-pub(crate) const TESTS: &[(&str, Body)] =
-    &[(KVM, kvm), (REFLINK, reflink), (BRANCH, reflink_branch), (SCOPES, scopes_outlive_the_session)];
-pub(crate) const NEEDS: &[(&str, Need)] =
-    &[(KVM, no_kvm), (REFLINK, no_xfs), (BRANCH, no_xfs), (SCOPES, no_user_systemd)];
+pub(crate) const TESTS: &[(&str, Body)] = &[
+    (KVM, kvm),
+    (REFLINK, reflink),
+    (XFS.test, |world| branches_on(&XFS, world)),
+    (BTRFS.test, |world| branches_on(&BTRFS, world)),
+    (EXT4.test, |world| branches_on(&EXT4, world)),
+    (SCOPES, scopes_outlive_the_session),
+];
+pub(crate) const NEEDS: &[(&str, Need)] = &[
+    (KVM, no_kvm),
+    (REFLINK, || XFS.missing()),
+    (XFS.test, || XFS.missing()),
+    (BTRFS.test, || BTRFS.missing()),
+    (EXT4.test, || EXT4.missing()),
+    (SCOPES, no_user_systemd),
+];
 
 const KVM: &str = "host_kvm_is_used";
 const REFLINK: &str = "host_reflink_makes_the_disks";
-const BRANCH: &str = "host_reflink_branches_a_live_disk";
 /// Not in namespaces: systemd takes the pids that it is told for its own namespace's.
 pub(crate) const SCOPES: &str = "host_scopes_outlive_the_session";
 
@@ -45,25 +56,72 @@ fn kvm(world: &mut World) -> anyhow::Result<()> {
     world.ok(&["vm", "stop", "fast"]).map(drop)
 }
 
-fn no_xfs() -> Option<String> {
-    if !geteuid().is_root() {
-        return Some("only root can mount an XFS".to_owned());
-    }
-    if isolate::find("mkfs.xfs").is_none() {
-        return Some("mkfs.xfs is not installed".to_owned());
-    }
-    let known = || fs::read_to_string("/proc/filesystems").unwrap_or_default().contains("xfs");
-    (!known() && isolate::run("modprobe", &["xfs"]).is_err()).then(|| "the kernel has no XFS".to_owned())
+/// A file system for a world's state, and how root disks are made on it.
+struct FileSystem {
+    kind: &'static str,
+    mkfs: &'static str,
+    strategy: &'static str,
+    /// A program that the host is not to have.
+    without: Option<&'static str>,
+    /// The test that branches a live disk on it.
+    test: &'static str,
 }
 
-/// A world whose state is on a file system that shares data between files, until the work is done.
-fn on_xfs(world: &mut World, work: impl FnOnce(&mut World) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let (disk, mounted) = (world.dir.join("tmp/xfs"), world.dir.join("xfs"));
+const XFS: FileSystem = FileSystem {
+    kind: "xfs",
+    mkfs: "mkfs.xfs",
+    strategy: "reflink",
+    without: None,
+    test: "host_reflink_branches_a_live_disk",
+};
+const BTRFS: FileSystem = FileSystem {
+    kind: "btrfs",
+    mkfs: "mkfs.btrfs",
+    test: "host_reflink_branches_a_live_disk_on_btrfs",
+    ..XFS
+};
+/// Its files share nothing, so with qemu-img a disk is an overlay. QEMU is there without that where qemu-utils is not
+/// installed.
+const EXT4: FileSystem = FileSystem {
+    kind: "ext4",
+    mkfs: "mkfs.ext4",
+    strategy: "sparse-copy",
+    without: Some("qemu-img"),
+    test: "host_sparse_copy_branches_a_live_disk",
+};
+
+impl FileSystem {
+    fn missing(&self) -> Option<String> {
+        let Self { kind, mkfs, .. } = self;
+        if !geteuid().is_root() {
+            return Some(format!("only root can mount {kind}"));
+        }
+        if isolate::find(mkfs).is_none() {
+            return Some(format!("{mkfs} is not installed"));
+        }
+        let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        let known = known.split_whitespace().any(|known| known == *kind);
+        (!known && isolate::run("modprobe", &[kind]).is_err()).then(|| format!("the kernel has no {kind}"))
+    }
+}
+
+/// A world whose state is on this file system until the work is done.
+fn on(
+    of: &FileSystem,
+    world: &mut World,
+    work: impl FnOnce(&mut World) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let (disk, mounted) = (world.dir.join("tmp/disk"), world.dir.join("mounted"));
     fs::File::create(&disk)?.set_len(4 << 30)?;
     fs::create_dir(&mounted)?;
     let (from, to) = (disk.to_str().context("no text")?, mounted.to_str().context("no text")?);
-    isolate::run("mkfs.xfs", &["-q", from])?;
-    isolate::run("mount", &["-o", "loop", "-t", "xfs", from, to])?;
+    isolate::run(of.mkfs, &["-q", from])?;
+    isolate::run("mount", &["-o", "loop", "-t", of.kind, from, to])?;
+    let hidden = of.without.and_then(isolate::find);
+    let hidden = hidden.as_ref().map(|path| path.to_str().context("no text")).transpose()?;
+    if let Some(program) = hidden {
+        isolate::run("mount", &["--bind", "/dev/null", program])?;
+    }
     let state = mounted.join("state");
     e2e::cache::copy(&world.state, &state)?;
     let state_before = std::mem::replace(&mut world.state, state);
@@ -71,6 +129,9 @@ fn on_xfs(world: &mut World, work: impl FnOnce(&mut World) -> anyhow::Result<()>
     work(world)?;
 
     world.ok(&["daemon", "stop"])?;
+    if let Some(program) = hidden {
+        isolate::run("umount", &[program])?;
+    }
     world.until("the file system can go", || Ok(isolate::run("umount", &[to]).is_ok()))?;
     fs::remove_dir(&mounted)?;
     fs::remove_file(&disk)?;
@@ -79,7 +140,7 @@ fn on_xfs(world: &mut World, work: impl FnOnce(&mut World) -> anyhow::Result<()>
 }
 
 fn reflink(world: &mut World) -> anyhow::Result<()> {
-    on_xfs(world, |world| {
+    on(&XFS, world, |world| {
         world.ok(&[&["vm", "create", "--name", "shares", "--disk-size", "1GiB"], SMALL].concat())?;
         let shown = world.show("shares")?;
         ensure!(find(&shown, "disk_strategy") == Some(&"reflink".into()), "{shown}");
@@ -105,8 +166,8 @@ fn reflink(world: &mut World) -> anyhow::Result<()> {
     })
 }
 
-fn reflink_branch(world: &mut World) -> anyhow::Result<()> {
-    on_xfs(world, |world| disk::branches(world, "reflink"))
+fn branches_on(of: &FileSystem, world: &mut World) -> anyhow::Result<()> {
+    on(of, world, |world| disk::branches(world, of.strategy))
 }
 
 /// The user's runtime directory, as the session's own variable or logind has it.
