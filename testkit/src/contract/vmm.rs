@@ -21,8 +21,7 @@ cases!(dyn Bench:
     a_moment_leaves_a_machine_as_it_was,
     a_machine_outlives_its_daemon,
     a_saved_machine_goes_on_in_another_daemon,
-    a_saved_machine_goes_on_where_it_is,
-    a_save_that_fails_changes_nothing,
+    a_machine_goes_on_whether_it_was_saved_or_not,
     what_was_not_saved_is_not_restored,
     what_is_gone_is_not_adopted,
     a_machine_is_cleaned_up_twice,
@@ -144,41 +143,32 @@ async fn a_saved_machine_goes_on_in_another_daemon(bench: &dyn Bench) -> anyhow:
     Ok(())
 }
 
-async fn a_saved_machine_goes_on_where_it_is(bench: &dyn Bench) -> anyhow::Result<()> {
-    let Started { launch, records, machine } = start(bench).await?;
-    let dir = saved_at(&launch);
-    std::fs::create_dir(&dir)?;
-    for _ in 0..2 {
-        let life = bench.life(&launch, &*machine).await?;
-        shows_life(&*life).await?;
-        machine.pause().await.map_err(whole)?;
-        life.close().await;
-        machine.save(&dir).await.map_err(whole)?;
-        ensure!(machine.exit().borrow().is_none(), "a saved machine ended");
-        machine.resume().await.map_err(whole)?;
-    }
-    let life = bench.life(&launch, &*machine).await?;
-    shows_life(&*life).await?;
-    life.close().await;
-    machine.kill().await.map_err(whole)?;
-    ended(bench, &launch, &records, &*machine, |exit| *exit == MachineExit::Killed).await
-}
-
-async fn a_save_that_fails_changes_nothing(bench: &dyn Bench) -> anyhow::Result<()> {
+async fn a_machine_goes_on_whether_it_was_saved_or_not(bench: &dyn Bench) -> anyhow::Result<()> {
     let Started { launch, records, machine } = start(bench).await?;
     let (missing, dir) = (launch.dirs.state.join("no/such/directory"), saved_at(&launch));
     std::fs::create_dir(&dir)?;
-    let life = bench.life(&launch, &*machine).await?;
-    shows_life(&*life).await?;
-    life.close().await;
-    // Its memory changes while it is written.
-    let Err(error) = machine.save(&dir).await else { bail!("a machine that runs was saved") };
-    ensure!(!error.message.is_empty() && !error.causes.is_empty(), "nobody knows why: {error:?}");
-    ensure!(std::fs::read_dir(&dir)?.next().is_none(), "something is left in {}", dir.display());
-    machine.pause().await.map_err(whole)?;
-    let Err(error) = machine.save(&missing).await else { bail!("it was saved to nowhere") };
-    ensure!(!error.message.is_empty() && !error.causes.is_empty(), "nobody knows why: {error:?}");
-    machine.resume().await.map_err(whole)?;
+    let refused = async |to: &Path| {
+        let Err(error) = machine.save(to).await else { bail!("it was saved") };
+        ensure!(!error.message.is_empty() && !error.causes.is_empty(), "nobody knows why: {error:?}");
+        Ok(())
+    };
+    for saved in [false, true, true] {
+        let life = bench.life(&launch, &*machine).await?;
+        shows_life(&*life).await?;
+        life.close().await;
+        if !saved {
+            // Its memory changes while it is written.
+            refused(&dir).await.context("one that runs")?;
+            ensure!(std::fs::read_dir(&dir)?.next().is_none(), "something is left in {}", dir.display());
+        }
+        machine.pause().await.map_err(whole)?;
+        match saved {
+            true => machine.save(&dir).await.map_err(whole)?,
+            false => refused(&missing).await.context("to nowhere")?,
+        }
+        ensure!(machine.exit().borrow().is_none(), "a saved machine ended");
+        machine.resume().await.map_err(whole)?;
+    }
     let life = bench.life(&launch, &*machine).await?;
     shows_life(&*life).await?;
     life.close().await;
