@@ -1,8 +1,8 @@
 //! A guest without Linux: a kernel of some bytes that shows life on its serial port, for what a VMM does without a guest's
 //! help. It boots where KVM cannot run real kernels.
 //!
-//! It says [`GREETING`] once, then writes a [`BEAT`] now and again. Where its initrd begins with [`RESETS`] it resets the
-//! machine after the greeting.
+//! It says [`GREETING`] once, then writes a [`BEAT`] now and again. Where its initrd begins with [`RESETS`], [`FAULTS`] or
+//! [`HALTS`] it does that after the greeting.
 
 /// What it says first.
 pub const GREETING: &str = "a stub begins\n";
@@ -10,6 +10,10 @@ pub const GREETING: &str = "a stub begins\n";
 pub const BEAT: u8 = b'.';
 /// The first byte of an initrd that makes it reset the machine.
 pub const RESETS: u8 = b'r';
+/// That of one that makes its processor fault until that gives up.
+pub const FAULTS: u8 = b'f';
+/// That of one that makes it halt for good, which is how Linux powers off that finds no way to.
+pub const HALTS: u8 = b'h';
 
 /// Where it is loaded: the first address that Linux's boot protocol for 64-bit entry allows.
 const BASE: u64 = 0x10_0000;
@@ -58,8 +62,12 @@ fn code() -> Vec<u8> {
     code.push(0xb9); // mov ecx, its length
     code.extend((GREETING.len() as u32).to_le_bytes());
     code.extend([0xac, 0xee, 0xe2, 0xfc]); // lodsb; out dx, al; loop
-    code.extend([0x80, 0xfb, RESETS, 0x75, 0x04]); // cmp bl, RESETS; jne beat
+    code.extend([0x80, 0xfb, RESETS, 0x75, 0x04]); // cmp bl, RESETS; jne over
     code.extend([0xb0, 0xfe, 0xe6, 0x64]); // mov al, 0xfe; out 0x64, al   the keyboard controller's reset
+    code.extend([0x80, 0xfb, FAULTS, 0x75, 0x02]); // cmp bl, FAULTS; jne over
+    code.extend([0x0f, 0x0b]); // ud2                     nothing handles it
+    code.extend([0x80, 0xfb, HALTS, 0x75, 0x04]); // cmp bl, HALTS; jne beat
+    code.extend([0xfa, 0xf4, 0xeb, 0xfd]); // cli; hlt; jmp hlt
     let beat = code.len();
     code.extend([0xb0, BEAT, 0xee]); // beat: mov al, BEAT; out dx, al
     code.push(0xb9); // mov ecx, PAUSE

@@ -257,6 +257,34 @@ fn a_restart_stops_and_starts_or_only_starts() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_guest_that_restarts_itself_in_a_loop_is_not_started_again() -> anyhow::Result<()> {
+    with_a_vm(async |client| {
+        let id = client.id().await?;
+        for restarts in 1.. {
+            let before = pid(&client.vm().await?)?;
+            ensure!(client.world.reboot(&id), "it does not run");
+            let again = client
+                .until("it is started again, or not", |vms| match &vms[0] {
+                    vm if vm.state == VmState::Running => {
+                        vm.vmm.as_ref().is_some_and(|vmm| vmm.pid != before)
+                    }
+                    vm => vm.state == VmState::Error,
+                })
+                .await?;
+            if again[0].state == VmState::Error {
+                let cause = again[0].cause.as_deref().unwrap_or_default();
+                ensure!(
+                    restarts == 6 && cause.contains("more than 5 times within 120 s"),
+                    "{restarts}: {cause}"
+                );
+                return Ok(());
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn a_restart_that_waits_for_its_guest_gives_way() -> anyhow::Result<()> {
     with_a_vm(async |client| {
         let services = client.services;

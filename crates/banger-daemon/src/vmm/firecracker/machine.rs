@@ -131,8 +131,9 @@ async fn follow(running: Arc<Running>, published: watch::Sender<Option<MachineEx
     published.send_replace(Some(exit));
 }
 
-/// How a machine ended: whether we killed it, and what Firecracker said. A guest ends it by a reset alone, whatever that was
-/// meant to be: whoever asked the guest to power off knows better.
+/// How a machine ended: whether we killed it, and what Firecracker said. A guest ends it by a reset alone (on x86 it is given no
+/// way to power off, Firecracker's FAQ.md), whatever that was meant to be: whoever asked the guest to power off knows better.
+/// One that powers off by itself halts, and is there until it is ended; one whose processor gives up is no good end.
 fn classify(killed: bool, said: &[String]) -> MachineExit {
     if killed {
         return MachineExit::Killed;
