@@ -9,7 +9,8 @@
 //!
 //! - [`handle`]: what the rest of the daemon has of it, and what can be asked.
 //! - here: what the task waits for, and the VM's state.
-//! - [`operations`]: start, stop, deletion and the others, from their entry in the journal to their end there.
+//! - [`operations`]: start, stop, deletion and the others.
+//! - [`work`]: how each of them runs, from its entry in the journal to its end there.
 //! - [`settings`]: what a VM is made of, changed.
 //! - [`exits`]: what follows when a machine ends by itself.
 
@@ -17,6 +18,7 @@ mod exits;
 mod handle;
 mod operations;
 mod settings;
+mod work;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
