@@ -98,12 +98,35 @@ fn refused(forward: &Forward, error: &io::Error) -> ErrorReport {
     }
 }
 
+/// Whether only one of both can be listened at.
+pub(super) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (one.ip() == other.ip() || (any && one.is_ipv4() == other.is_ipv4()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn forward(text: &str) -> Forward {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn one_address_and_all_of_its_family_have_the_same_port() {
+        for (one, other, both) in [
+            ("127.0.0.1:80", "127.0.0.1:80", false),
+            ("127.0.0.1:80", "127.0.0.1:81", true),
+            ("127.0.0.1:80", "127.0.0.2:80", true),
+            ("127.0.0.1:80", "0.0.0.0:80", false),
+            ("127.0.0.1:80", "0.0.0.0:81", true),
+            ("127.0.0.1:80", "[::]:80", true),
+            ("[::1]:80", "[::]:80", false),
+            ("0.0.0.0:80", "[::]:80", true),
+        ] {
+            let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!((overlap(one, other), overlap(other, one)), (!both, !both), "{one} and {other}");
+        }
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@
 //!
 //! Which ports a VM has is written here alone; its driver does not know of them.
 
+mod accept;
 mod carry;
 mod listen;
 
@@ -20,31 +21,21 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use banger_proto::guest::Open;
 use banger_proto::ports::{ForwardInfo, ForwardState};
 use banger_proto::{ErrorCode, ErrorReport, Forward, VmId, VmState};
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::JoinHandle;
 use tracing::Instrument;
 
-use self::listen::Listener;
+use self::accept::{ALL_CONNECTIONS, Accepting, Connections, MAX_CONNECTIONS, accept};
+use self::listen::{Listener, overlap};
 use crate::lifecycle::driver::Handle;
 use crate::lifecycle::report::sentence;
 use crate::store::{Durability, Store, forwards};
 
 /// Forwards of one VM.
 pub const MAX_FORWARDS: usize = 64;
-/// Connections of one VM at a time, of the 256 sessions that its agent has. More wait until one has ended.
-const MAX_CONNECTIONS: usize = 128;
-/// Connections of all VMs: each takes three descriptors, and a process has 1024 where nobody gives it more.
-const ALL_CONNECTIONS: usize = 192;
-/// How long the agent keeps a connection whose daemon is gone: its client is gone too.
-const KEEP_S: u32 = 10;
 /// Between two tries for a port that is taken.
 const RETRY: Duration = Duration::from_secs(2);
-/// After an accept that failed, for want of descriptors mostly.
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// The forwards of every VM.
 #[derive(Debug)]
@@ -85,27 +76,9 @@ struct Row {
 #[derive(Debug)]
 pub struct Claim(Arc<Forwarder>);
 
-/// An open port.
-struct Accepting {
-    _listener: Listener,
-    task: JoinHandle<()>,
-}
-
-#[derive(Debug, Clone)]
-struct Connections {
-    of_vm: Arc<Semaphore>,
-    of_all: Arc<Semaphore>,
-}
-
 impl std::fmt::Debug for Forwarder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Forwarder").field("vm", &self.handle).finish_non_exhaustive()
-    }
-}
-
-impl Drop for Accepting {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -399,63 +372,7 @@ impl Drop for Claim {
     }
 }
 
-/// Takes connections, as many at a time as may be.
-async fn accept(listener: TcpListener, handle: Handle, forward: Forward, connections: Connections) {
-    let open = Open::Connect { port: forward.guest, keep_s: Some(KEEP_S) };
-    loop {
-        let client = match listener.accept().await {
-            Ok((client, _)) => client,
-            Err(error) => {
-                tracing::warn!(%forward, %error, "cannot take a connection");
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-        };
-        // Not before: a port to which nobody connects takes nothing from the others.
-        let permits = (
-            connections.of_vm.clone().acquire_owned().await,
-            connections.of_all.clone().acquire_owned().await,
-        );
-        let (guest, open) = (handle.guest(), open.clone());
-        let connection = async move {
-            if let Err(why) = carry::carry(client, guest.as_ref(), &open).await {
-                tracing::debug!(%forward, why = &why as &dyn std::error::Error, "a connection broke");
-            }
-            drop(permits);
-        };
-        tokio::spawn(connection.in_current_span());
-    }
-}
-
-/// Whether only one of both can be listened at.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() == other.port() && (one.ip() == other.ip() || (any && one.is_ipv4() == other.is_ipv4()))
-}
-
 fn too_many() -> ErrorReport {
     ErrorReport::new(ErrorCode::InvalidInput, format!("a VM has at most {MAX_FORWARDS} forwards"))
         .hint("end one: banger vm forward NAME --remove PORT")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_address_and_all_of_its_family_have_the_same_port() {
-        for (one, other, both) in [
-            ("127.0.0.1:80", "127.0.0.1:80", false),
-            ("127.0.0.1:80", "127.0.0.1:81", true),
-            ("127.0.0.1:80", "127.0.0.2:80", true),
-            ("127.0.0.1:80", "0.0.0.0:80", false),
-            ("127.0.0.1:80", "0.0.0.0:81", true),
-            ("127.0.0.1:80", "[::]:80", true),
-            ("[::1]:80", "[::]:80", false),
-            ("0.0.0.0:80", "[::]:80", true),
-        ] {
-            let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
-            assert_eq!((overlap(one, other), overlap(other, one)), (!both, !both), "{one} and {other}");
-        }
-    }
 }
