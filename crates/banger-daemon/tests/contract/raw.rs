@@ -1,166 +1,18 @@
-//! The contract suites of the ports: over the fakes, and over the real ones that need no VM. (QEMU's is an end-to-end
-//! test.)
+//! Disks that hold all of their data: copies, and what shares it with the image.
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, ensure};
-use async_trait::async_trait;
-use banger_daemon::disk::{Formats, HostDisks, Qcow2Disks, ReflinkDisks, SparseDisks};
+use banger_daemon::disk::{Formats, HostDisks, ReflinkDisks, SparseDisks};
 use banger_daemon::lifecycle::cancel::Cancel;
-use banger_daemon::ports::{Guests, Launch, Machine, RootDisk, RootDisks, VmDirs, Vmm};
-use banger_proto::{ByteSize, VmId};
-use banger_sys::process::ProcessRecord;
-use testkit::contract::machines::{self, Answers, Life};
-use testkit::contract::{self, channel, disks, vmm};
-use testkit::fake::FakeWorld;
+use banger_daemon::ports::{RootDisk, RootDisks, VmDirs};
+use banger_proto::ByteSize;
+use testkit::contract::{self, disks};
 
-/// Ids of VMs, one after the other.
-#[derive(Default)]
-struct Ids(AtomicU8);
-
-impl Ids {
-    fn next(&self) -> VmId {
-        VmId::from_random([self.0.fetch_add(1, Ordering::Relaxed); 6])
-    }
-}
-
-struct Fakes {
-    world: FakeWorld,
-    ids: Ids,
-}
-
-impl Fakes {
-    fn new() -> anyhow::Result<Self> {
-        Ok(Self { world: FakeWorld::new()?, ids: Ids::default() })
-    }
-}
-
-#[async_trait]
-impl machines::Bench for Fakes {
-    fn vmm(&self) -> Arc<dyn Vmm> {
-        self.world.ports().vmm
-    }
-
-    async fn launch(&self) -> anyhow::Result<Launch> {
-        self.world.launch(self.ids.next()).await
-    }
-
-    async fn life(&self, launch: &Launch, machine: &dyn Machine) -> anyhow::Result<Box<dyn Life>> {
-        Answers::of(&*channel::Bench::guests(self), launch, machine).await
-    }
-
-    fn kill(&self, process: &ProcessRecord) -> anyhow::Result<()> {
-        self.world.kill(process);
-        Ok(())
-    }
-
-    fn lives(&self, process: &ProcessRecord) -> anyhow::Result<bool> {
-        Ok(self.world.lives(process))
-    }
-}
-
-impl channel::Bench for Fakes {
-    fn guests(&self) -> Arc<dyn Guests> {
-        self.world.ports().guests
-    }
-
-    fn machines(&self) -> &dyn machines::Bench {
-        self
-    }
-}
-
-impl disks::Bench for Fakes {
-    fn disks(&self) -> Arc<dyn RootDisks> {
-        self.world.disk_full(false);
-        self.world.ports().disks
-    }
-
-    fn dirs(&self) -> VmDirs {
-        self.world.dirs(&self.ids.next())
-    }
-
-    fn image(&self, size: ByteSize) -> anyhow::Result<PathBuf> {
-        sparse(self.world.paths().cache.join(format!("{}.ext4", size.as_bytes())), size)
-    }
-
-    fn interrupt_create(&self, dirs: &VmDirs) -> anyhow::Result<()> {
-        self.world.interrupt_create(dirs);
-        Ok(())
-    }
-
-    fn write(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<()> {
-        ensure!(self.world.write_disk(&disk.path, at, byte), "there is no {}", disk.path.display());
-        Ok(())
-    }
-
-    fn holds(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<bool> {
-        Ok(self.world.read_disk(&disk.path, at) == Some(byte))
-    }
-
-    fn full(&self) -> Option<VmDirs> {
-        self.world.disk_full(true);
-        Some(disks::Bench::dirs(self))
-    }
-}
-
-struct Qcow2 {
-    dir: tempfile::TempDir,
-    ids: Ids,
-    full: Option<PathBuf>,
-}
-
-impl Qcow2 {
-    fn new(full: Option<PathBuf>) -> anyhow::Result<Self> {
-        Ok(Self { dir: tempfile::tempdir()?, ids: Ids::default(), full })
-    }
-}
-
-impl disks::Bench for Qcow2 {
-    fn disks(&self) -> Arc<dyn RootDisks> {
-        Arc::new(Qcow2Disks)
-    }
-
-    fn dirs(&self) -> VmDirs {
-        let below = |what: &str| self.dir.path().join(what).join(self.ids.next().as_str());
-        // What qemu-img makes of a comma in a path has surprised many.
-        VmDirs { runtime: below("run"), state: below("state, with a comma") }
-    }
-
-    fn image(&self, size: ByteSize) -> anyhow::Result<PathBuf> {
-        sparse(self.dir.path().join(format!("{}.ext4", size.as_bytes())), size)
-    }
-
-    fn interrupt_create(&self, dirs: &VmDirs) -> anyhow::Result<()> {
-        std::fs::create_dir_all(&dirs.state)?;
-        Ok(std::fs::write(dirs.state.join("root.qcow2.new"), b"QFI\xfb and no more")?)
-    }
-
-    fn write(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<()> {
-        let done =
-            qemu_io(disk, &format!("write -q -P {byte} {} {}", at.as_bytes(), disks::PIECE.as_bytes()))?;
-        ensure!(done, "{} cannot be written", disk.path.display());
-        Ok(())
-    }
-
-    fn holds(&self, disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<bool> {
-        qemu_io(disk, &format!("read -q -P {byte} {} {}", at.as_bytes(), disks::PIECE.as_bytes()))
-    }
-
-    fn full(&self) -> Option<VmDirs> {
-        self.full.clone().map(|state| VmDirs { runtime: self.dir.path().join("run"), state })
-    }
-}
-
-/// Has QEMU's own code do something to a disk; false where it failed, or found other bytes.
-fn qemu_io(disk: &RootDisk, command: &str) -> anyhow::Result<bool> {
-    let mut line = Command::new("qemu-io");
-    line.args(["-f", disk.format, "-c", command]).arg(&disk.path).stdin(Stdio::null());
-    Ok(line.output().context("running qemu-io")?.status.success())
-}
+use crate::{Ids, sparse};
 
 fn write_raw(disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<()> {
     let file = std::fs::File::options().write(true).open(&disk.path)?;
@@ -171,69 +23,6 @@ fn raw_holds(disk: &RootDisk, at: ByteSize, byte: u8) -> anyhow::Result<bool> {
     let mut piece = vec![!byte; usize::try_from(disks::PIECE.as_bytes())?];
     std::fs::File::open(&disk.path)?.read_exact_at(&mut piece, at.as_bytes())?;
     Ok(piece.iter().all(|there| *there == byte))
-}
-
-fn sparse(path: PathBuf, size: ByteSize) -> anyhow::Result<PathBuf> {
-    std::fs::File::create(&path)?.set_len(size.as_bytes())?;
-    Ok(path)
-}
-
-#[tokio::test]
-async fn the_fake_vmm_is_one() -> anyhow::Result<()> {
-    contract::run(vmm::CASES, &Fakes::new()? as &dyn machines::Bench).await
-}
-
-#[tokio::test]
-async fn the_fake_guests_are_some() -> anyhow::Result<()> {
-    contract::run(channel::CASES, &Fakes::new()? as &dyn channel::Bench).await
-}
-
-#[tokio::test]
-async fn the_fake_disks_are_some() -> anyhow::Result<()> {
-    contract::run(disks::CASES, &Fakes::new()? as &dyn disks::Bench).await
-}
-
-#[tokio::test]
-async fn qcow2_disks_are_some() -> anyhow::Result<()> {
-    if banger_sys::command::find("qemu-img").is_none() {
-        testkit::not_run("qcow2_disks_are_some", "qemu-img is not installed");
-        return Ok(());
-    }
-    contract::run(disks::CASES, &Qcow2::new(None)? as &dyn disks::Bench).await
-}
-
-const FULL: &str = "qcow2_disks_are_some_where_one_is_full";
-
-/// Runs itself again where it may mount a small disk, in namespaces of its own.
-#[tokio::test]
-async fn qcow2_disks_are_some_where_one_is_full() -> anyhow::Result<()> {
-    const DISK: &str = "BANGER_TEST_FULL_DISK";
-    if let Some(disk) = std::env::var_os(DISK) {
-        let bench = Qcow2::new(Some(disk.into()))?;
-        return contract::run(disks::CASES, &bench as &dyn disks::Bench).await;
-    }
-    let unshare = |args: &[&str]| {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--user", "--map-root-user", "--"]).args(args).stdin(Stdio::null());
-        command
-    };
-    let may = unshare(&["mount", "-t", "tmpfs", "none", "/mnt"]).stderr(Stdio::null()).status();
-    if !may.is_ok_and(|status| status.success()) || banger_sys::command::find("qemu-img").is_none() {
-        testkit::not_run(FULL, "it needs qemu-img and unshare, which may not mount a small disk here");
-        return Ok(());
-    }
-    // 64 KiB are room for a directory and the first part of a disk.
-    let dir = tempfile::tempdir()?;
-    let script = "mount -t tmpfs -o size=64k none \"$0\" && exec \"$@\"";
-    let disk = dir.path().to_str().context("no text")?;
-    let own = std::env::current_exe()?;
-    let own = own.to_str().context("no text")?;
-    let mut inside = unshare(&["sh", "-c", script, disk, own, "--exact", FULL, "--nocapture"]);
-    let output = inside.env(DISK, disk).output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    ensure!(said.contains("1 passed"), "it did not run: {said}");
-    Ok(())
 }
 
 /// Disks that are copies, in a directory of any file system.
@@ -285,7 +74,7 @@ impl disks::Bench for Sparse {
     }
 }
 
-const SPARSE: &str = "sparse_disks_are_some";
+const SPARSE: &str = "raw::sparse_disks_are_some";
 
 /// On the file system of temporary files; and once more, in namespaces of its own, on a tmpfs and one that is full.
 #[tokio::test]
@@ -394,7 +183,7 @@ impl Reflink {
     }
 }
 
-const REFLINK: &str = "reflink_disks_are_some";
+const REFLINK: &str = "raw::reflink_disks_are_some";
 
 /// Runs itself again on each file system that can, mounted in a namespace of its own.
 #[tokio::test]
