@@ -13,6 +13,8 @@ use crate::ports::{ProcessRole, VmDirs};
 
 /// How long a killed process may take to be gone: the kernel frees a guest's memory meanwhile.
 const KILLED: Duration = Duration::from_secs(30);
+/// Before a process that cannot be followed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Why a VM's processes and files could not be cleared away.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +39,17 @@ pub(super) enum EndError {
     },
 }
 
-/// Waits until a process has ended.
+/// Waits until a process has ended. Never says so of one that lives: where it cannot be followed, because the daemon has no
+/// descriptor left for one, it is tried again.
+pub(super) async fn gone(process: &Process) {
+    while let Err(error) = followed(process).await {
+        tracing::error!(%error, pid = process.pid(), "cannot follow a process");
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 #[expect(deprecated, reason = "sound for a descriptor that it owns; the successor is an unsafe function")]
-pub(super) async fn gone(process: &Process) -> io::Result<()> {
+async fn followed(process: &Process) -> io::Result<()> {
     let pidfd: OwnedFd = process.as_fd().try_clone_to_owned()?;
     AsyncFd::with_interest(pidfd, Interest::READABLE)?.readable().await.map(drop)
 }
@@ -64,10 +74,7 @@ async fn end_one(role: ProcessRole, record: &ProcessRecord) -> Result<(), EndErr
     // One that still waits at its gate is not yet its program.
     let Some(process) = Process::find(record, Match::Started).map_err(failed)? else { return Ok(()) };
     process.signal(Signal::KILL).map_err(failed)?;
-    match tokio::time::timeout(KILLED, gone(&process)).await {
-        Ok(gone) => gone.map_err(failed),
-        Err(_) => Err(EndError::Stuck { pid, role }),
-    }
+    tokio::time::timeout(KILLED, gone(&process)).await.map_err(|_| EndError::Stuck { pid, role })
 }
 
 /// Removes a VM's runtime files and directory. Idempotent.

@@ -122,9 +122,7 @@ impl Machine for FirecrackerMachine {
 }
 
 async fn follow(running: Arc<Running>, published: watch::Sender<Option<MachineExit>>) {
-    if let Err(error) = processes::gone(&running.process).await {
-        tracing::error!(%error, "cannot follow the process");
-    }
+    processes::gone(&running.process).await;
     running.clear_away().await;
     let exit = classify(running.was_killed(), &console::last_lines(&running.dirs.vmm_log(), console::WORDS));
     tracing::info!(?exit, "Firecracker has ended");

@@ -106,7 +106,7 @@ impl Start<'_> {
         let api = Api::at(&dirs.api_socket());
         tokio::select! {
             made = self.make(&api) => made.map_err(StartError::report)?,
-            _ = processes::gone(&process) => return Err(StartError::Ended.report()),
+            () = processes::gone(&process) => return Err(StartError::Ended.report()),
         }
         Ok(FirecrackerMachine::follow(Running::new(vm, dirs, process, records)))
     }

@@ -131,12 +131,7 @@ async fn follow(
     tokio::pin!(gone);
     loop {
         tokio::select! {
-            ended = &mut gone => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "cannot follow the process");
-                }
-                break;
-            }
+            () = &mut gone => break,
             message = control.next(), if control.qmp.is_some() => control.take(message),
             command = queue.recv(), if served => match command {
                 Some(asked) => control.run(asked, &running.dirs).await,

@@ -231,7 +231,7 @@ impl Start<'_> {
                 Ok(answer) => answer,
                 Err(_) => Err(QmpError::TimedOut.into()),
             },
-            _ = processes::gone(process) => Err(StartError::Ended),
+            () = processes::gone(process) => Err(StartError::Ended),
         }
     }
 }
