@@ -78,7 +78,9 @@ fn waits(world: &mut World) -> anyhow::Result<()> {
     has(world, 1, 150..256)?;
     ensure!(pending(world, "box")? == serde_json::json!(["vcpus", "memory"]), "{}", pending(world, "box")?);
     let shown = world.ok(&["vm", "show", "box"])?.text();
-    ensure!(shown.contains("next start has this of it: vcpus, memory"), "{shown}");
+    for row in ["vCPUs      2, from its next start on", "memory     384 MiB, from its next start on"] {
+        ensure!(shown.contains(row), "{shown}");
+    }
     world.kill_daemon()?;
     world.ok(&["vm", "restart", "--wait", "agent", "box"])?;
     has(world, 2, 300..384)?;

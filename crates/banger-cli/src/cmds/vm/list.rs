@@ -3,6 +3,7 @@
 use banger_proto::VmState;
 use banger_proto::daemon::{Request, VmInfo, VmList};
 use banger_proto::ports::{ForwardInfo, ForwardState};
+use banger_proto::spec::Changeable;
 use clap::Args;
 
 use super::fields;
@@ -87,13 +88,17 @@ fn rows(vm: &VmInfo) -> Vec<(&'static str, String)> {
         rows.push(("failed", vm.degraded.join(", ")));
     }
     let network = if vm.nat { "reaches outside" } else { "none" };
+    let changed = |what, value: String| {
+        if vm.pending.contains(&what) { format!("{value}, from its next start on") } else { value }
+    };
+    let disk = changed(Changeable::Disk, vm.disk.to_string());
     rows.extend([
         ("image", format!("{} ({})", vm.image, vm.image_digest.short())),
         ("kernel", vm.kernel.to_string()),
-        ("vCPUs", vm.vcpus.to_string()),
-        ("memory", vm.memory.to_string()),
-        ("disk", format!("{}, {} of its own ({})", vm.disk, vm.disk_used, vm.disk_strategy)),
-        ("network", network.to_owned()),
+        ("vCPUs", changed(Changeable::Vcpus, vm.vcpus.to_string())),
+        ("memory", changed(Changeable::Memory, vm.memory.to_string())),
+        ("disk", format!("{disk}, {} of its own ({})", vm.disk_used, vm.disk_strategy)),
+        ("network", changed(Changeable::Nat, network.to_owned())),
     ]);
     let forward = |info: &ForwardInfo| {
         let forward = &info.forward;
@@ -104,10 +109,6 @@ fn rows(vm: &VmInfo) -> Vec<(&'static str, String)> {
         ("forward", format!("{} -> {}{state}", forward.listens_at(), forward.guest))
     };
     rows.extend(vm.forwards.iter().map(forward));
-    if !vm.pending.is_empty() {
-        let pending: Vec<_> = vm.pending.iter().map(|what| what.as_str()).collect();
-        rows.push(("next start", format!("has this of it: {}", pending.join(", "))));
-    }
     if let Some(vmm) = &vm.vmm {
         rows.push(("VMM", format!("{} with {}, process {}", vmm.kind, vmm.accelerator, vmm.pid)));
     }
