@@ -32,32 +32,39 @@ pub struct Packed {
 }
 
 /// Writes the file, directory or symlink at `path` and what is below it into `output`, an archive whose first entry is the
-/// top. With `follow` a symlink at `path` is followed; one inside the tree never is.
+/// top. With `follow` a symlink at `path` is followed; one inside the tree never is. After an error the archive is without the
+/// end by which a reader knows that it is whole, and where there is nothing to read no byte is written.
 ///
 /// # Errors
 /// What could not be read, or written.
 pub fn pack(path: &Path, follow: bool, output: impl Write, packed: &mut Packed) -> Result<(), TreeError> {
-    let top = name_of(path).map_or_else(|| PathBuf::from("."), PathBuf::from);
-    let mut packer = Packer { archive: Builder::new(output), links: HashMap::new(), packed };
-    let follow = follow || says_directory(path);
-    let read = packer.read(CWD, path.as_os_str(), follow);
-    let (stat, item) = read.doing(|| format!("reading {}", path.display()))?;
-    if says_directory(path) && !matches!(item, Item::Directory(_)) {
-        return Err(TreeError::Refused(format!("{} is not a directory", path.display())));
-    }
-    let Some(directory) = packer.add(&top, &stat, item)? else {
-        if packer.packed.skipped > 0 {
-            let shown = path.display();
-            return Err(TreeError::Refused(format!("{shown} is neither a file, a directory nor a link")));
+    let archive = Builder::new(Output(Some(output)));
+    let mut packer = Packer { archive, links: HashMap::new(), packed };
+    match packer.add_all(path, follow || says_directory(path)) {
+        Ok(()) => packer.end(),
+        Err(error) => {
+            // The builder writes the end of an archive also where it is dropped.
+            packer.archive.get_mut().0 = None;
+            Err(error)
         }
-        return packer.end();
-    };
-    packer.walk(directory, top, stat.st_dev)?;
-    packer.end()
+    }
+}
+
+/// Where an archive goes, until it turns out that it cannot be whole.
+struct Output<W>(Option<W>);
+
+impl<W: Write> Write for Output<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.as_mut().map_or(Err(io::ErrorKind::BrokenPipe.into()), |output| output.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.as_mut().map_or(Ok(()), Write::flush)
+    }
 }
 
 struct Packer<'a, W: Write> {
-    archive: Builder<W>,
+    archive: Builder<Output<W>>,
     /// Paths of files that have more than one name.
     links: HashMap<(u64, u64), PathBuf>,
     packed: &'a mut Packed,
@@ -79,6 +86,23 @@ struct Level {
 }
 
 impl<W: Write> Packer<'_, W> {
+    fn add_all(&mut self, path: &Path, follow: bool) -> Result<(), TreeError> {
+        let top = name_of(path).map_or_else(|| PathBuf::from("."), PathBuf::from);
+        let read = self.read(CWD, path.as_os_str(), follow);
+        let (stat, item) = read.doing(|| format!("reading {}", path.display()))?;
+        if says_directory(path) && !matches!(item, Item::Directory(_)) {
+            return Err(TreeError::Refused(format!("{} is not a directory", path.display())));
+        }
+        match self.add(&top, &stat, item)? {
+            Some(directory) => self.walk(directory, top, stat.st_dev),
+            None if self.packed.skipped > 0 => {
+                let shown = path.display();
+                Err(TreeError::Refused(format!("{shown} is neither a file, a directory nor a link")))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn walk(&mut self, top: OwnedFd, path: PathBuf, device: u64) -> Result<(), TreeError> {
         let level = |fd: &OwnedFd, path: PathBuf, device| {
             let dir = Dir::read_from(fd).doing(|| format!("reading the directory {}", path.display()))?;

@@ -56,6 +56,25 @@ fn packed(path: &Path, follow: bool) -> Result<(Vec<u8>, Packed), TreeError> {
     Ok((bytes, packed))
 }
 
+/// A reader takes what has an end for a whole archive.
+#[test]
+fn what_cannot_be_read_has_no_end_and_nothing_no_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let sent = |path: &Path| {
+        let mut bytes = Vec::new();
+        pack(path, false, &mut bytes, &mut Packed::default()).unwrap_err();
+        bytes
+    };
+    assert_eq!(sent(&dir.path().join("none")), b"");
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let mut deep = tree.clone();
+    deep.extend(std::iter::repeat_n("d", MAX_DEPTH + 1));
+    fs::create_dir_all(&deep).unwrap();
+    let bytes = sent(&tree);
+    assert!(bytes.len() >= 512 && !bytes.ends_with(&[0; 1024]), "{} bytes", bytes.len());
+}
+
 /// Copies as the command does: by the name that the source has.
 fn copy(from: &Path, to: &Path) -> Result<Counts, TreeError> {
     let (bytes, packed) = packed(from, false)?;

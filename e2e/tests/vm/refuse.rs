@@ -133,6 +133,7 @@ const COMMANDS: &[(&str, i32, &str)] = &[
     ("vm cp none taken:", FAILURE, "cannot copy none to taken:\n  cause: No such file or directory"),
     ("vm cp bad.env taken:/none/x", FAILURE, "cannot copy bad.env to taken:/none/x\n  cause: "),
     ("vm cp taken:/none out", FAILURE, "cannot copy taken:/none to out\n  cause: "),
+    ("vm cp taken:/none -", FAILURE, "cannot copy taken:/none\n  cause: "),
     ("vm cp taken:/etc/hosts none/x", FAILURE, "cannot copy taken:/etc/hosts to none/x\n  cause: "),
     ("vm ssh nobody", FAILURE, NO_VM),
     ("vm ssh nobody -- true", OURS, NO_VM),
