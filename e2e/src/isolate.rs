@@ -48,7 +48,8 @@ pub fn inside(name: &str, test: impl FnOnce() -> anyhow::Result<()>) -> anyhow::
         return test();
     }
     let output = unshare()
-        .args(["sh", "-c", "\"$@\" & wait $!", "sh"])
+        // What a shell runs so ignores SIGINT and SIGQUIT, which tests send.
+        .args(["sh", "-c", "env --default-signal \"$@\" & wait $!", "sh"])
         .arg(std::env::current_exe().context("finding this program")?)
         .args(["--exact", name, "--nocapture", "--include-ignored", "--test-threads", "1"])
         .env(INSIDE, name)

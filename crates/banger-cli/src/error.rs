@@ -4,18 +4,20 @@
 //!                      with a guest command   without one
 //! usage                        125                 2
 //! failure                      125                 1
-//! interrupted                  125               130
+//! ended by a signal            125               128 and its number: 130 after Ctrl-C
 //! the guest command's own      as is             as is (the shell's)
 //! ```
 
 use banger_proto::{ErrorCode, ErrorReport};
 use std::process::ExitCode;
 
+use crate::signals;
+
 /// Status of every failure of ours where a guest command's status is expected.
 pub(crate) const OURS: u8 = 125;
 
-/// Status of a command that the user ended.
-pub(crate) const INTERRUPTED: u8 = 130;
+/// Status of a command whose job somebody cancelled: that of Ctrl-C.
+const CANCELLED: u8 = 130;
 
 /// Why the command line ends with an error.
 #[derive(Debug)]
@@ -60,9 +62,9 @@ impl CliError {
             Self::BrokenPipe => 141,
             Self::Usage(_) | Self::Failed(_) | Self::Interrupted(_) if guest_command => OURS,
             Self::Usage(_) => 2,
-            Self::Failed(report) if report.code == ErrorCode::Cancelled => INTERRUPTED,
+            Self::Failed(report) if report.code == ErrorCode::Cancelled => CANCELLED,
             Self::Failed(_) => 1,
-            Self::Interrupted(_) => INTERRUPTED,
+            Self::Interrupted(_) => signals::status(),
         };
         ExitCode::from(code)
     }

@@ -1,8 +1,14 @@
 //! What can be waited for: the signals that end a program, received instead of obeyed while there is something to put in
 //! order, and descriptors.
+//!
+//! One that was ignored when the program began stays so: nohup(1) does that to SIGHUP, and a shell to SIGINT and SIGQUIT of
+//! what it runs with `&`.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU8, Ordering};
 
+use banger_sys::signals::is_ignored;
+use rustix::process::Signal as Name;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -10,13 +16,21 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::error::{CliError, io_error};
 use crate::terminal;
 
-/// SIGINT, SIGQUIT, SIGTERM and SIGHUP. While this exists they do not end the process.
+/// SIGINT, SIGQUIT, SIGTERM and SIGHUP. While this exists they do not end the process. `None` for those that are ignored.
 #[derive(Debug)]
 pub(crate) struct Interrupts {
-    int: Signal,
-    quit: Signal,
-    term: Signal,
-    hup: Signal,
+    int: Option<Signal>,
+    quit: Option<Signal>,
+    term: Option<Signal>,
+    hup: Option<Signal>,
+}
+
+/// The number of the one that came last.
+static LAST: AtomicU8 = AtomicU8::new(Interrupt::Int.number());
+
+/// The exit status of a process that the last of them ended, as a shell gives it; Ctrl-C's where none came.
+pub(crate) fn status() -> u8 {
+    128 + LAST.load(Ordering::Relaxed)
 }
 
 /// One of them.
@@ -34,7 +48,7 @@ pub(crate) enum Interrupt {
 
 impl Interrupt {
     /// Its number on Linux, the guest's too.
-    pub(crate) const fn number(self) -> i32 {
+    pub(crate) const fn number(self) -> u8 {
         match self {
             Self::Hangup => 1,
             Self::Int => 2,
@@ -54,31 +68,44 @@ impl Interrupts {
                 last_resort.next().await;
             }
             terminal::restore();
-            std::process::exit(130);
+            std::process::exit(status().into());
         });
         Self::listen()
     }
 
     fn listen() -> Result<Self, CliError> {
-        let take = |kind| signal(kind).map_err(io_error("cannot receive signals"));
+        let take = |name: Name| {
+            let taken = is_ignored(name).and_then(|ignored| {
+                (!ignored).then(|| signal(SignalKind::from_raw(name.as_raw()))).transpose()
+            });
+            taken.map_err(io_error("cannot receive signals"))
+        };
         Ok(Self {
-            int: take(SignalKind::interrupt())?,
-            quit: take(SignalKind::quit())?,
-            term: take(SignalKind::terminate())?,
-            hup: take(SignalKind::hangup())?,
+            int: take(Name::INT)?,
+            quit: take(Name::QUIT)?,
+            term: take(Name::TERM)?,
+            hup: take(Name::HUP)?,
         })
     }
 
     /// The next one. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Interrupt {
-        tokio::select! {
-            Some(()) = self.int.recv() => Interrupt::Int,
-            Some(()) = self.quit.recv() => Interrupt::Quit,
-            Some(()) = self.term.recv() => Interrupt::Term,
-            Some(()) = self.hup.recv() => Interrupt::Hangup,
-            // tokio keeps the streams open as long as the runtime lives.
-            else => std::future::pending().await,
-        }
+        let interrupt = tokio::select! {
+            () = received(&mut self.int) => Interrupt::Int,
+            () = received(&mut self.quit) => Interrupt::Quit,
+            () = received(&mut self.term) => Interrupt::Term,
+            () = received(&mut self.hup) => Interrupt::Hangup,
+        };
+        LAST.store(interrupt.number(), Ordering::Relaxed);
+        interrupt
+    }
+}
+
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        // tokio keeps the stream open as long as the runtime lives, so there is always a next one.
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
     }
 }
 

@@ -211,6 +211,55 @@ fn rm_holds_through_signals_and_a_client_that_is_killed_closes_its_lease() {
     }
 }
 
+/// As nohup(1) and a script's `&` have it.
+#[test]
+fn a_signal_that_was_ignored_stays_ignored() {
+    use rustix::process::{Pid, Signal, kill_process};
+    for (ignored, signals, ends, status) in [
+        ("HUP", &[Signal::HUP, Signal::HUP, Signal::HUP][..], Signal::INT, 130),
+        ("INT QUIT", &[Signal::INT, Signal::QUIT, Signal::INT], Signal::TERM, 143),
+    ] {
+        let world = World::new();
+        let mut command = Command::new("sh");
+        environment::dress(&mut command, world.dir.path());
+        let banger = env!("CARGO_BIN_EXE_banger");
+        let script = format!("trap '' {ignored}; exec {banger} vm exec box -- wait");
+        let mut child = command.args(["-c", &script]).spawn().unwrap();
+        while world.fake.state.lock().unwrap().attached == 0 {
+            std::thread::yield_now();
+        }
+        for signal in signals {
+            kill_process(Pid::from_child(&child), *signal).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert!(child.try_wait().unwrap().is_none(), "{ignored} ended it");
+        kill_process(Pid::from_child(&child), ends).unwrap();
+        // The command's own: it is the one that gets the first signal.
+        assert_eq!(child.wait().unwrap().code(), Some(status));
+    }
+}
+
+#[test]
+fn a_third_signal_ends_it_at_once_with_the_status_of_its_kind() {
+    use rustix::process::{Pid, Signal, kill_process};
+    for args in [&["vm", "run", "--rm", "--", "say", "x"][..], &["vm", "create"]] {
+        let world = World::new();
+        world.fake.state.lock().unwrap().hangs = true;
+        let mut child = world.command(args).stderr(Stdio::null()).spawn().unwrap();
+        while world.calls("JobWatch") == 0 {
+            std::thread::yield_now();
+        }
+        // Nobody answers any more.
+        let daemon = world.fake.state.lock().unwrap();
+        while child.try_wait().unwrap().is_none() {
+            kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        drop(daemon);
+        assert_eq!(child.wait().unwrap().code(), Some(143), "{args:?}");
+    }
+}
+
 #[test]
 fn a_missing_kernel_is_pulled_and_a_lost_job_is_followed_on() {
     let world = World::new();

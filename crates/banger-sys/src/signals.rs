@@ -46,6 +46,22 @@ pub fn next(fd: &OwnedFd) -> io::Result<Option<i32>> {
     }
 }
 
+/// Whether this process ignores `signal` now: at the start of a program, whether whoever started it wants that, as nohup(1)
+/// and a shell's `&` do.
+///
+/// # Errors
+/// Those of sigaction(2).
+pub fn is_ignored(signal: Signal) -> io::Result<bool> {
+    // SAFETY: the action is a plain local that sigaction fills; with no new action nothing is changed.
+    unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        if libc::sigaction(signal.as_raw(), std::ptr::null(), &mut action) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(action.sa_sigaction == libc::SIG_IGN)
+    }
+}
+
 /// Opens the signal mask of this thread again, as a program that is executed next expects it.
 ///
 /// # Errors
@@ -123,6 +139,13 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn what_is_ignored_is_known() {
+        assert!(!is_ignored(Signal::USR1).unwrap());
+        // Rust's runtime does so before main.
+        assert!(is_ignored(Signal::PIPE).unwrap());
     }
 
     #[test]

@@ -37,7 +37,7 @@ use crate::error::CliError;
         banger ps                               the VMs there are\n  \
         banger doctor                           what this host lacks, and how to mend it\n\n\
         Exit status: a guest command's own, and 125 for a failure of banger's; without a guest command 2 for \
-        wrong usage, 1 for a failure, 130 when interrupted."
+        wrong usage, 1 for a failure, 130 after Ctrl-C."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]

@@ -308,7 +308,7 @@ impl Endpoint {
             }
             Step::Interrupt(interrupt) => {
                 self.signalled = true;
-                self.send(&Control::Signal { number: interrupt.number() })
+                self.send(&Control::Signal { number: interrupt.number().into() })
             }
             Step::Resize => self.resize(),
             Step::Job(job) => {

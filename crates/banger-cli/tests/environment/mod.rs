@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// `banger` with these arguments.
+/// `banger` with these arguments, and no signal that whoever runs the tests ignores.
 pub(crate) fn banger(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_banger"));
+    let mut command = Command::new("/usr/bin/env");
+    command.args(["--default-signal", env!("CARGO_BIN_EXE_banger")]);
     dress(command.args(args), dir);
     command
 }

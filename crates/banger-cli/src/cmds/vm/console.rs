@@ -15,7 +15,7 @@ use crate::escape::{Asked, Escape};
 use crate::exec::{Feed, Input, read_stdin};
 use crate::names;
 use crate::session::Session;
-use crate::signals::Interrupts;
+use crate::signals::{self, Interrupts};
 use crate::terminal::{self, RawMode};
 
 /// Watch a VM's serial console
@@ -56,12 +56,12 @@ impl Console {
                     count => context.ui.raw(&buffer[..count])?,
                 },
                 key = keys.next() => match key {
-                    Feed::Bytes(typed) if typed.contains(&CTRL_C) => break INTERRUPTED,
+                    Feed::Bytes(typed) if typed.contains(&CTRL_C) => break signals::status(),
                     Feed::Bytes(typed) if escape.filter(&typed).asked.contains(&Asked::Leave) => break 0,
                     Feed::Bytes(_) => {}
                     Feed::End | Feed::Failed(_) => keys = Input::none(),
                 },
-                _ = interrupts.next() => break INTERRUPTED,
+                _ = interrupts.next() => break signals::status(),
             }
         };
         drop(raw);
@@ -99,8 +99,6 @@ pub(super) async fn attach_again(session: &mut Session<'_>, vm: &str) -> Result<
     }
 }
 
-/// The status of what Ctrl-C ended.
-const INTERRUPTED: u8 = 130;
 /// In raw mode the terminal makes no signal of it.
 const CTRL_C: u8 = 3;
 

@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::doc::{Pinged, document};
 use crate::error::CliError;
 use crate::names;
-use crate::signals::Interrupts;
+use crate::signals::{self, Interrupts};
 
 /// Between two questions.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -88,7 +88,7 @@ impl Ping {
             }
         }
         told.avg_us = total.checked_div(told.received);
-        let code = if interrupted { 130 } else { u8::from(told.received == 0) };
+        let code = if interrupted { signals::status() } else { u8::from(told.received == 0) };
         if self.json {
             context.ui.json(&document(told))?;
         } else {

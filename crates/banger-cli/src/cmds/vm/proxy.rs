@@ -9,7 +9,7 @@ use clap::Args;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::exec::{self, Local, Outputs, drive, read_stdin};
-use crate::signals::Interrupts;
+use crate::signals::{self, Interrupts};
 use crate::ssh::guest;
 use crate::{names, parse};
 
@@ -60,7 +60,7 @@ impl Proxy {
             Ok(Outcome::Failed(failure)) => Err(exec::guest_failed(text, &failure)),
             Ok(other) => Err(exec::unexpected(&other)),
             // ssh ends its ProxyCommand by a signal, at the end of every session.
-            Err(CliError::Interrupted(_)) => Err(CliError::Said(130)),
+            Err(CliError::Interrupted(_)) => Err(CliError::Said(signals::status())),
             Err(error) => Err(error),
         }
     }

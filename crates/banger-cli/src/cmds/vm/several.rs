@@ -9,12 +9,12 @@ use tokio::task::JoinSet;
 use crate::client::Client;
 use crate::context::Context;
 use crate::doc::{self, document};
-use crate::error::{CliError, INTERRUPTED};
+use crate::error::CliError;
 use crate::jobs::{Together, unexpected};
 use crate::names;
 use crate::progress::{Lines, Progress};
 use crate::session::Session;
-use crate::signals::Interrupts;
+use crate::signals::{self, Interrupts};
 
 /// Which VMs, and how it is told.
 #[derive(Debug, Args)]
@@ -159,7 +159,7 @@ pub(super) async fn each(
             // Called off; the others were asked to end too, and how each did is still to be told.
             Err(error @ CliError::Interrupted(_)) if !jobs.is_given_up() => {
                 context.ui.error(&error);
-                code = INTERRUPTED;
+                code = signals::status();
             }
             Err(error) => return Err(error),
         }
