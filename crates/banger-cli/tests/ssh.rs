@@ -222,6 +222,16 @@ fn the_include_comes_and_goes() {
     assert_eq!(std::fs::read_to_string(&config).unwrap(), own);
 }
 
+#[test]
+fn an_ssh_configuration_that_cannot_be_edited_changes_nothing() {
+    let world = World::new();
+    std::fs::create_dir_all(world.path(".ssh/config")).unwrap();
+    let output = world.run(&["ssh-config", "--install"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("is not a regular file"), "{}", said(&output));
+    assert!(!world.path("state").exists(), "something was made");
+}
+
 /// `ssh-config --install` believes ssh, not itself.
 #[test]
 fn an_include_that_ssh_sees_is_not_warned_of() {

@@ -56,6 +56,7 @@ fn install(context: &Context, options: &Options) -> Result<u8, CliError> {
     let own = context.paths.ssh().join("config");
     let included = Options::included(&own)?;
     let config = user_config()?;
+    include::check(&config)?;
     let doing = || format!("cannot write {}", own.display());
     paths::make_private(&context.paths.ssh())
         .map_err(|error| CliError::caused_by(ErrorCode::PermissionDenied, doing(), &error))?;

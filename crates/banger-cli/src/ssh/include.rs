@@ -47,6 +47,11 @@ pub(crate) enum Change {
     None,
 }
 
+/// Refuses a configuration that [`install`] would not edit.
+pub(crate) fn check(config: &Path) -> Result<(), ErrorReport> {
+    UserFile::open(config).map(drop)
+}
+
 /// Puts the Include of `included`, a path in quotes, at the top of the configuration `config`.
 pub(crate) fn install(config: &Path, included: &str) -> Result<Change, ErrorReport> {
     let failed = |path: &Path, error: &(dyn std::error::Error + 'static)| {
