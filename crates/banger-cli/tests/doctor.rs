@@ -137,6 +137,29 @@ fn a_key_that_others_may_read_is_closed() {
 }
 
 #[test]
+fn the_key_that_the_configuration_names_is_the_one_that_is_looked_at() {
+    let host = Host::new();
+    let key = host.path("mine.key");
+    fs::write(host.path("config.toml"), "ssh_key_path = \"~/mine.key\"\n").unwrap();
+    let mend = host.finds("keys", "failed", "mine.key, which ssh_key_path names, is not there");
+    assert_eq!(mend, format!("ssh-keygen -t ed25519 -f {}", key.display()));
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status();
+    assert!(made.unwrap().success());
+    host.finds("keys", "ok", "mine.key is yours alone");
+    mode(&key, 0o644);
+    host.mends("keys", "failed", "others may read the key");
+    // Either half alone is enough, as it is for a VM.
+    let public = host.path("mine.key.pub");
+    fs::rename(&public, host.path("aside")).unwrap();
+    host.finds("keys", "ok", "mine.key is yours alone");
+    fs::rename(host.path("aside"), &public).unwrap();
+    fs::remove_file(&key).unwrap();
+    host.finds("keys", "ok", "by its public half alone");
+    fs::write(host.path("config.toml"), "ssh_key_path = 1\n").unwrap();
+    assert_eq!(host.finds("keys", "failed", "config.toml:1"), "banger config check");
+}
+
+#[test]
 fn programs_that_are_none_are_told_of() {
     let mut host = Host::new();
     let qemu =

@@ -54,12 +54,7 @@ impl Options {
         let banger = quote::written("the path of banger", &own_path()?)?;
         // In single quotes: a client older than 9.6 hands any host name to the shell.
         proxy.push_str(&format!("{banger} vm proxy '%h' %p"));
-        let key = match context.config()?.ssh_key.value {
-            Some(path) => paths::from_home(&path).map_err(|error| {
-                CliError::caused_by(ErrorCode::InvalidInput, "cannot tell where ssh_key_path is", &error)
-            })?,
-            None => context.paths.ssh().join("id_ed25519"),
-        };
+        let key = named_key(context)?.unwrap_or_else(|| own_key(context));
         let known_hosts = context.paths.ssh().join("known_hosts");
         Ok(Self(vec![
             ("User", "root".into()),
@@ -105,6 +100,19 @@ impl Options {
         let mut shown = text.lines().filter_map(|line| line.strip_prefix("proxycommand "));
         proxy.is_some_and(|proxy| shown.any(|line| line == proxy))
     }
+}
+
+/// The key that banger makes.
+pub(crate) fn own_key(context: &Context) -> PathBuf {
+    context.paths.ssh().join("id_ed25519")
+}
+
+/// The key that the configuration names instead, where it does.
+pub(crate) fn named_key(context: &Context) -> Result<Option<PathBuf>, CliError> {
+    let named = context.config()?.ssh_key.value;
+    named.map(|path| paths::from_home(&path)).transpose().map_err(|error| {
+        CliError::caused_by(ErrorCode::InvalidInput, "cannot tell where ssh_key_path is", &error)
+    })
 }
 
 /// What `vm ssh` is asked for beyond the VM and the command.

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use banger_proto::ByteSize;
 use banger_proto::doctor::Finding;
@@ -12,6 +12,7 @@ use rustix::fs::Access;
 
 use super::told;
 use crate::context::Context;
+use crate::ssh;
 
 /// The default image with the build's temporary files needs about this.
 const ENOUGH_DISK: ByteSize = ByteSize::mib(6 * 1024);
@@ -124,19 +125,34 @@ fn temporary() -> Finding {
     }
 }
 
-/// The owner's key, by which VMs let them in. ssh takes no private key that others may read.
+/// The owner's key, by which VMs let them in: the one that the configuration names, else banger's own. ssh takes no private key
+/// that others may read.
 fn keys(context: &Context) -> Finding {
-    let (id, key) = ("keys", context.paths.state.join("ssh/id_ed25519"));
+    let id = "keys";
+    let named = match ssh::named_key(context) {
+        Ok(named) => named,
+        Err(error) => return Finding::failed(id, told(&error), "banger config check"),
+    };
+    let is_named = named.is_some();
+    let key = named.unwrap_or_else(|| ssh::own_key(context));
+    let has_public_half = public_half(&key).is_file();
     let shown = key.display();
     match key.metadata() {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
+        Err(error) if error.kind() == ErrorKind::NotFound && !is_named => {
             Finding::fine(id, format!("{shown} is made with the first VM"))
         }
-        Err(error) => Finding::failed(
-            id,
-            format!("{shown} cannot be looked at: {error}"),
-            format!("chmod 700 {}", context.paths.state.display()),
-        ),
+        // As where the private key is in an agent or on a token.
+        Err(error) if error.kind() == ErrorKind::NotFound && has_public_half => {
+            Finding::fine(id, format!("{shown} is there by its public half alone"))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let text = format!("{shown}, which ssh_key_path names, is not there: no VM can start");
+            Finding::failed(id, text, format!("ssh-keygen -t ed25519 -f {shown}"))
+        }
+        Err(error) => {
+            let dir = key.parent().unwrap_or(&key).display();
+            Finding::failed(id, format!("{shown} cannot be looked at: {error}"), format!("chmod 700 {dir}"))
+        }
         Ok(meta) if meta.mode() & 0o077 != 0 => {
             let text = format!(
                 "others may read the key {shown} (mode {:o}): ssh does not use it",
@@ -144,12 +160,20 @@ fn keys(context: &Context) -> Finding {
             );
             Finding::failed(id, text, format!("chmod 600 {shown}"))
         }
-        Ok(_) if !key.with_extension("pub").is_file() => {
+        // Of a key that is named the private one alone will do.
+        Ok(_) if !is_named && !has_public_half => {
             let text = format!("{shown} has no public half beside it");
             Finding::failed(id, text, format!("ssh-keygen -y -f {shown} >{shown}.pub"))
         }
         Ok(_) => Finding::fine(id, format!("{shown} is yours alone")),
     }
+}
+
+/// The file of a key's public half.
+fn public_half(key: &Path) -> PathBuf {
+    let mut name = key.as_os_str().to_owned();
+    name.push(".pub");
+    name.into()
 }
 
 fn runtime(context: &Context) -> Finding {
