@@ -42,9 +42,6 @@ impl Together {
     }
 }
 
-/// Connections that may end one after another without any news of the job.
-const MAX_LOSSES: u32 = 5;
-
 impl Session<'_> {
     /// Begins a job and follows it to its result. An interrupt asks the daemon to cancel it and waits for that; a second
     /// one leaves it alone.
@@ -104,9 +101,18 @@ impl Session<'_> {
         mut on_interrupt: OnInterrupt<'_>,
     ) -> Result<JobResult, CliError> {
         let (mut after, mut losses) = (0, 0);
-        self.client.subscribe(Request::JobWatch { job: job.clone(), after }).await?;
+        let mut subscribed = false;
         let mut ticks = tokio::time::interval(TICK);
         loop {
+            if !subscribed {
+                // On its own: a call that is cut off in its middle would leave half a message.
+                let request = Request::JobWatch { job: job.clone(), after };
+                match self.client.subscribe(request).await {
+                    Ok(()) => subscribed = true,
+                    Err(error) => self.reconnect_after(error, &mut losses).await?,
+                }
+                continue;
+            }
             let event = tokio::select! {
                 event = self.client.next::<JobEvent>() => event,
                 _ = ticks.tick() => {
@@ -144,15 +150,10 @@ impl Session<'_> {
                         progress.event(&event.event);
                     }
                 }
-                Err(CallError::Lost) => {
-                    losses += 1;
-                    if losses > MAX_LOSSES {
-                        return Err(CallError::Lost.into());
-                    }
-                    self.reconnect().await?;
-                    self.client.subscribe(Request::JobWatch { job: job.clone(), after }).await?;
+                Err(error) => {
+                    self.reconnect_after(error, &mut losses).await?;
+                    subscribed = false;
                 }
-                Err(CallError::Refused(report)) => return Err(report.into()),
             }
         }
     }

@@ -80,10 +80,9 @@ impl<'a> Session<'a> {
         let mut losses = 0;
         loop {
             match self.client.call(request.clone()).await {
-                Err(CallError::Lost) if losses < MAX_LOSSES => losses += 1,
-                answered => return Ok(answered?),
+                Ok(answer) => return Ok(answer),
+                Err(error) => self.reconnect_after(error, &mut losses).await?,
             }
-            self.reconnect().await?;
         }
     }
 
@@ -115,6 +114,21 @@ impl<'a> Session<'a> {
                 Err(CallError::Lost) if losses < MAX_LOSSES => losses += 1,
                 renewed => return Ok(renewed?),
             }
+        }
+    }
+
+    /// The same where that is what an error says, and not too often without any news in between.
+    pub(crate) async fn reconnect_after(
+        &mut self,
+        error: CallError,
+        losses: &mut u32,
+    ) -> Result<(), CliError> {
+        match error {
+            CallError::Lost if *losses < MAX_LOSSES => {
+                *losses += 1;
+                self.reconnect().await
+            }
+            error => Err(error.into()),
         }
     }
 

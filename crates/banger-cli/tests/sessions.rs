@@ -276,6 +276,16 @@ fn a_missing_kernel_is_pulled_and_a_lost_job_is_followed_on() {
 }
 
 #[test]
+fn a_job_whose_daemon_ends_right_after_it_was_begun_is_followed() {
+    let world = World::new();
+    world.fake.state.lock().unwrap().cut_accepted = true;
+    let output = world.run(&["vm", "create"]);
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"box\n"[..]), "{err}");
+    assert_eq!((world.calls("VmCreate"), world.calls("JobWatch")), (1, 1));
+}
+
+#[test]
 fn a_daemon_that_ends_when_it_is_called_is_called_again() {
     let world = World::new();
     world.fake.state.lock().unwrap().ending = 3;

@@ -95,7 +95,7 @@ impl List {
     async fn run(self, context: &Context) -> Result<u8, CliError> {
         let ui = context.ui;
         let mut session = context.session().await?;
-        let mut jobs = session.client.call::<JobList>(Request::JobList {}).await?.jobs;
+        let mut jobs = session.ask::<JobList>(Request::JobList {}).await?.jobs;
         jobs.retain(|job| !self.running || job.state == JobState::Running);
         if self.json {
             ui.json(&document(doc::Jobs { jobs: jobs.iter().map(Into::into).collect() }))?;
@@ -177,7 +177,7 @@ impl Cancel {
         let mut session = context.session().await?;
         let info = find(&mut session, self.job).await?;
         let job = &info.id;
-        let Empty {} = session.client.call(Request::JobCancel { job: job.clone() }).await?;
+        let Empty {} = session.ask(Request::JobCancel { job: job.clone() }).await?;
         let mut progress = Progress::new(context.ui, Lines::Stages, title(&info));
         let result = session.attach(job, &mut progress, &mut interrupts).await?;
         if matches!(&result, JobResult::Failed { error } if error.code == ErrorCode::Cancelled) {
@@ -192,7 +192,7 @@ impl Cancel {
 
 /// The job that is meant.
 async fn find(session: &mut Session<'_>, job: String) -> Result<JobInfo, CliError> {
-    Ok(session.client.call(Request::JobShow { job }).await?)
+    session.ask(Request::JobShow { job }).await
 }
 
 fn title(job: &JobInfo) -> String {

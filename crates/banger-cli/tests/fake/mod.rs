@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) cancelled: bool,
     /// The connection is cut after the first event of a job, once.
     pub(crate) cut_job: bool,
+    /// The connection is cut when a job was begun over it, once.
+    pub(crate) cut_accepted: bool,
     /// So many connections are closed at their first call, as by a daemon that is being killed.
     pub(crate) ending: u32,
     /// Connections that sessions had.
@@ -58,6 +60,8 @@ pub(crate) struct State {
     pub(crate) later: VecDeque<Option<Vec<Value>>>,
     /// What was asked of them: method and parameters.
     pub(crate) asked: Vec<(String, Value)>,
+    /// A port of the host that cannot be forwarded.
+    pub(crate) taken_port: Option<u64>,
     /// Ids of those that refuse whatever is asked.
     pub(crate) refuse: Vec<String>,
     /// The jobs that are listed.
@@ -207,12 +211,29 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
                 state.spec = parameters["spec"].clone();
                 state.lease = fds.pop();
                 reply(stream, json!({"job": "00000000000a", "vm": key}));
+                if std::mem::take(&mut state.cut_accepted) {
+                    return stream.shutdown(std::net::Shutdown::Both).unwrap();
+                }
             }
             "VmHold" => {
                 state.lock().unwrap().lease = fds.pop();
                 reply(stream, json!({}));
             }
-            "VmUnforward" => reply(stream, json!({})),
+            "VmForward" | "VmUnforward" => {
+                let forward = parameters.get("forward").unwrap_or(&parameters);
+                if forward["host"].as_u64() == state.lock().unwrap().taken_port {
+                    let text = format!("the port {} is another's", forward["host"]);
+                    let failed = json!({"error": "dev.banger.Daemon.Failed", "parameters":
+                        {"code": "in_use", "message": text}});
+                    send(stream, &failed, None);
+                } else if method == "VmForward" {
+                    let mut made = forward.clone();
+                    made["state"] = "open".into();
+                    reply(stream, made);
+                } else {
+                    reply(stream, json!({}));
+                }
+            }
             "VmList" => {
                 let mut state = state.lock().unwrap();
                 match state.later.pop_front() {

@@ -8,7 +8,6 @@ use clap::Args;
 use tokio::time::Instant;
 
 use super::several::{self, Vms};
-use crate::client::CallError;
 use crate::context::Context;
 use crate::doc::{self, document};
 use crate::error::CliError;
@@ -20,8 +19,6 @@ use crate::signals::Interrupts;
 const SOON: Duration = Duration::from_millis(50);
 /// But never later than this.
 const LATEST: Duration = Duration::from_secs(1);
-/// Connections that may be lost one after another.
-const MAX_LOSSES: u32 = 5;
 
 /// Wait until VMs are at rest
 ///
@@ -92,21 +89,11 @@ async fn at_rest(
     vms: &[VmKey],
     deadline: Option<Instant>,
 ) -> Result<Vec<Option<Rest>>, CliError> {
-    let (mut rests, mut pause, mut losses) = (vec![None; vms.len()], SOON, 0);
+    let (mut rests, mut pause) = (vec![None; vms.len()], SOON);
     loop {
-        match session.client.call::<VmList>(Request::VmList {}).await {
-            Ok(list) => {
-                losses = 0;
-                for (vm, rest) in vms.iter().zip(&mut rests).filter(|(_, rest)| rest.is_none()) {
-                    let state = list.vms.iter().find(|there| there.id == vm.id).map(|there| there.state);
-                    *rest = rests_in(state);
-                }
-            }
-            Err(CallError::Lost) if losses < MAX_LOSSES => {
-                losses += 1;
-                session.reconnect().await?;
-            }
-            Err(error) => return Err(error.into()),
+        let list: VmList = session.ask(Request::VmList {}).await?;
+        for (vm, rest) in vms.iter().zip(&mut rests).filter(|(_, rest)| rest.is_none()) {
+            *rest = rests_in(list.vms.iter().find(|there| there.id == vm.id).map(|there| there.state));
         }
         let now = Instant::now();
         if rests.iter().all(Option::is_some) || deadline.is_some_and(|deadline| now >= deadline) {
