@@ -11,11 +11,15 @@ use banger_proto::guest::{GuestFailure, GuestFailureCode, GuestProcess, Listenin
 use fake::Fake;
 
 fn ports(outcome: Outcome, args: &[&str]) -> Output {
+    ports_of(fake::vm(), outcome, args)
+}
+
+fn ports_of(vm: serde_json::Value, outcome: Outcome, args: &[&str]) -> Output {
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::start(&dir.path().join("run"));
     {
         let mut state = fake.state.lock().unwrap();
-        state.vms = vec![fake::vm(), other()];
+        state.vms = vec![vm, other()];
         state.pack.1 = Some(outcome);
     }
     let args: Vec<&str> = ["vm", "ports"].iter().chain(args).copied().collect();
@@ -54,6 +58,47 @@ fn listeners_are_a_table_and_a_document() {
     assert_eq!(vm["ports"][0]["processes"][0]["name"], "sshd");
     assert_eq!((&vm["complete"], &document["schema_version"]), (&false.into(), &1.into()));
     assert!(String::from_utf8_lossy(&output.stderr).contains("VM 'box' has too many processes"));
+}
+
+#[test]
+fn only_an_open_forward_is_a_way_in() {
+    let forward = |host: u16, state: &str| serde_json::json!({"address": "127.0.0.1", "host": host, "guest": 80, "state": state});
+    let forwards = [forward(8001, "open"), forward(8002, "closed"), forward(8003, "failed")];
+    let mut vm = fake::vm();
+    vm["forwards"] = forwards.to_vec().into();
+    let output = ports_of(vm, found(&["sshd"], true), &["box", "--json"]);
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["vms"][0]["ports"][0]["host"], serde_json::json!(["127.0.0.1:8001"]));
+    assert_eq!(document["vms"][0]["forwards"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn each_forward_is_made_or_ended_whatever_becomes_of_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::start(&dir.path().join("run"));
+    {
+        let mut state = fake.state.lock().unwrap();
+        (state.exists, state.taken_port) = (true, Some(81));
+    }
+    for (args, done) in [
+        (&["81:1"][..], ""),
+        (&["80:1", "81:2", "82:3"], "127.0.0.1:80 -> 1\n127.0.0.1:82 -> 3\n"),
+        (&["--remove", "80", "81", "82"], "127.0.0.1:80\n127.0.0.1:82\n"),
+    ] {
+        let args = [&["vm", "forward", "box"], args].concat();
+        let output = environment::banger(dir.path(), &args).output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            (output.status.code(), &*String::from_utf8_lossy(&output.stdout)),
+            (Some(1), done),
+            "{err}"
+        );
+        assert_eq!(err.matches("error: the port 81 is another's").count(), 1, "{err}");
+    }
+    let args = ["vm", "forward", "box", "--json", "81:1", "82:2"];
+    let output = environment::banger(dir.path(), &args).output().unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &document["name"]), (Some(1), &"box".into()));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use banger_proto::daemon::VmInfo;
 use banger_proto::guest;
-use banger_proto::ports::ForwardInfo;
+use banger_proto::ports::{ForwardInfo, ForwardState};
 use serde::Serialize;
 
 /// `vm forward`.
@@ -80,7 +80,7 @@ pub(crate) struct Port {
     port: u16,
     /// Who listens, as far as it is known.
     processes: Vec<Process>,
-    /// Where the host listens for it, as ADDRESS:PORT.
+    /// Where the host listens for it now, as ADDRESS:PORT. Forwards that are closed or failed are among `forwards` alone.
     host: Vec<String>,
 }
 
@@ -115,6 +115,7 @@ impl PortsOfVm {
             processes: socket.processes.iter().map(process).collect(),
             host: found
                 .forwards_to(socket, &vm.forwards)
+                .filter(|info| info.state == ForwardState::Open)
                 .map(|info| info.forward.listens_at().to_string())
                 .collect(),
         };

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use banger_proto::Forward as Asked;
 use banger_proto::daemon::{Empty, Request, VmInfo};
 use banger_proto::forward::parse_listener;
 use banger_proto::ports::ForwardInfo;
+use banger_proto::{ErrorCode, Forward as Asked};
 use clap::Args;
+use serde::de::DeserializeOwned;
 
+use crate::client::CallError;
 use crate::context::Context;
 use crate::doc::{self, document};
 use crate::error::CliError;
@@ -23,7 +25,8 @@ use crate::ui::Ui;
 /// Forwards belong to the VM: they open now where it runs, close when it stops, open again when it starts, also
 /// over a restart of the daemon, and go when it is deleted. Without a FORWARD they are listed.
 ///
-/// With --remove they are ended, named by HOST, ADDRESS:HOST or the whole, and printed; connections that exist go on.
+/// With --remove they are ended, named by HOST, ADDRESS:HOST or the whole, and printed; connections that exist go on. One that
+/// cannot be made or ended does not keep the others from it; the exit status is 1 then.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  \
     banger vm forward box 8080:80\n  \
@@ -48,34 +51,70 @@ pub(crate) struct Forward {
 
 impl Forward {
     pub(super) async fn run(self, context: &Context) -> Result<u8, CliError> {
-        let ui = context.ui;
         let vm = self.vm;
         if self.remove {
             let listeners = self.forwards.iter().map(|text| listener(text)).collect::<Result<Vec<_>, _>>()?;
-            let mut session = context.session().await?;
+            let mut work = Work::begin(context, self.json).await?;
             for at in listeners {
                 let request = Request::VmUnforward { vm: vm.clone(), address: at.ip(), host: at.port() };
-                let Empty {} = session.client.call(request).await?;
-                if !self.json {
-                    ui.line(at)?;
-                }
+                work.one(request, |Empty {}| at.to_string()).await?;
             }
-            return if self.json { list(ui, &mut session, vm, true).await } else { Ok(0) };
+            return work.end(vm).await;
         }
         let asked = self.forwards.iter().map(|text| forward(text)).collect::<Result<Vec<_>, _>>()?;
         check_distinct(&asked)?;
-        let mut session = context.session().await?;
         if asked.is_empty() {
-            return list(ui, &mut session, vm, self.json).await;
+            let mut session = context.session().await?;
+            return list(context.ui, &mut session, vm, self.json).await;
         }
+        let mut work = Work::begin(context, self.json).await?;
         for forward in asked {
-            let added: ForwardInfo =
-                session.client.call(Request::VmForward { vm: vm.clone(), forward }).await?;
-            if !self.json {
-                ui.line(shown(&added.forward))?;
+            let request = Request::VmForward { vm: vm.clone(), forward };
+            work.one(request, |added: ForwardInfo| shown(&added.forward)).await?;
+        }
+        work.end(vm).await
+    }
+}
+
+/// Forwards that are made or ended one after another, whatever becomes of each.
+struct Work<'c> {
+    ui: Ui,
+    session: Session<'c>,
+    json: bool,
+    code: u8,
+}
+
+impl<'c> Work<'c> {
+    async fn begin(context: &'c Context, json: bool) -> Result<Self, CliError> {
+        Ok(Self { ui: context.ui, session: context.session().await?, json, code: 0 })
+    }
+
+    async fn one<T: DeserializeOwned>(
+        &mut self,
+        request: Request,
+        line: impl FnOnce(T) -> String,
+    ) -> Result<(), CliError> {
+        match self.session.client.call(request).await {
+            Ok(_) if self.json => Ok(()),
+            Ok(done) => self.ui.line(line(done)),
+            Err(error) => {
+                let lost = matches!(error, CallError::Lost);
+                self.ui.error(&error.into());
+                self.code = 1;
+                if lost { self.session.reconnect().await } else { Ok(()) }
             }
         }
-        if self.json { list(ui, &mut session, vm, true).await } else { Ok(0) }
+    }
+
+    async fn end(mut self, vm: String) -> Result<u8, CliError> {
+        if self.json {
+            match list(self.ui, &mut self.session, vm, true).await {
+                // Of a VM that there is not, each one has said so.
+                Err(CliError::Failed(report)) if self.code == 1 && report.code == ErrorCode::NotFound => {}
+                listed => return listed.map(|_| self.code),
+            }
+        }
+        Ok(self.code)
     }
 }
 
@@ -105,7 +144,7 @@ fn shown(forward: &Asked) -> String {
 }
 
 async fn list(ui: Ui, session: &mut Session<'_>, vm: String, json: bool) -> Result<u8, CliError> {
-    let vm: VmInfo = session.client.call(Request::VmShow { vm }).await?;
+    let vm: VmInfo = session.ask(Request::VmShow { vm }).await?;
     if json {
         ui.json(&document(doc::Forwards::from(&vm)))?;
         return Ok(0);
