@@ -134,16 +134,19 @@ impl Client {
         self.next().await
     }
 
-    /// Calls, and returns the reply's only descriptor.
-    pub(crate) async fn descriptor(&mut self, request: Request) -> Result<OwnedFd, CallError> {
+    /// Calls, and returns the reply with its only descriptor.
+    pub(crate) async fn descriptor<T: DeserializeOwned + std::fmt::Debug>(
+        &mut self,
+        request: Request,
+    ) -> Result<(T, OwnedFd), CallError> {
         self.send(request, Vec::new()).await?;
         if !self.replies.is_empty() {
             return Err(CallError::Refused(strange("it said more than it was asked")));
         }
-        let reply = self.connection.receive_reply::<serde_json::Value, Failure>().await;
+        let reply = self.connection.receive_reply::<T, Failure>().await;
         match reply.map_err(|error| lost_or_strange(&error))? {
-            (Ok(_), mut fds) => match (fds.pop(), fds.is_empty()) {
-                (Some(fd), true) => Ok(fd),
+            (Ok(reply), mut fds) => match (reply.into_parameters(), fds.pop(), fds.is_empty()) {
+                (Some(reply), Some(fd), true) => Ok((reply, fd)),
                 _ => Err(CallError::Refused(strange("it passed no descriptor"))),
             },
             (Err(failure), _) => Err(refused(failure)),

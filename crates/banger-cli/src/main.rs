@@ -10,6 +10,7 @@
 mod build;
 mod client;
 mod cmds;
+mod console_log;
 mod context;
 mod copy;
 mod daemon;

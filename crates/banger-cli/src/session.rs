@@ -86,6 +86,20 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// The same for a reply with a descriptor.
+    pub(crate) async fn ask_descriptor<T: DeserializeOwned + std::fmt::Debug>(
+        &mut self,
+        request: Request,
+    ) -> Result<(T, OwnedFd), CliError> {
+        let mut losses = 0;
+        loop {
+            match self.client.descriptor(request.clone()).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => self.reconnect_after(error, &mut losses).await?,
+            }
+        }
+    }
+
     /// Begins a job that may be asked for twice, and follows it to its result.
     pub(crate) async fn retry_job(
         &mut self,

@@ -199,12 +199,20 @@ fn a_log_is_followed_over_daemons_that_end_until_its_vm_is_gone() {
     let deliver = |parts: &[&str]| {
         world.fake.state.lock().unwrap().console = parts.iter().map(|part| part.as_bytes().into()).collect();
     };
-    deliver(&["boot\nlast\n", "last\nmore\n"]);
+    deliver(&["boot\nlast\n", "more\n"]);
     let (status, out, err) = world.run(&["vm", "logs", "-f", "one"]);
-    assert_eq!((status, out.as_str(), err.as_str()), (0, "boot\nlast\nlast\nmore\n", ""));
+    assert_eq!((status, out.as_str(), err.as_str()), (0, "boot\nlast\nmore\n", ""));
     let asked = world.asked();
-    let recent: Vec<_> = asked.iter().map(|(_, parameters)| parameters["recent"] == true).collect();
-    assert_eq!(recent, [false, true, true], "{asked:?}");
+    let from: Vec<_> = asked.iter().map(|(_, parameters)| parameters["from"]["offset"].as_u64()).collect();
+    assert_eq!(from, [None, Some(110), Some(115)], "{asked:?}");
+    assert!(asked.iter().all(|(_, parameters)| parameters["recent"].is_null()), "{asked:?}");
+    deliver(&["last\n", "more\n"]);
+    let (status, out, err) = world.run(&["vm", "console", "one"]);
+    assert_eq!((status, out.as_str(), err.as_str()), (0, "last\nmore\n", ""));
+    let asked = world.asked();
+    let asked: Vec<_> =
+        asked.iter().map(|(_, asked)| (asked["recent"] == true, asked["from"]["offset"].as_u64())).collect();
+    assert_eq!(asked, [(true, None), (false, Some(105)), (false, Some(110))]);
     deliver(&["all\n", "never\n"]);
     let (status, out, err) = world.run(&["vm", "logs", "one.vm"]);
     assert_eq!((status, out.as_str(), err.as_str()), (0, "all\n", ""));

@@ -4,12 +4,14 @@
 //! this enum names its reply type; a failure of any is the one varlink error [`Failure`].
 
 mod jobs;
+mod logs;
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 pub use jobs::{JobEvent, JobEventKind, JobInfo, JobList, JobResult, JobState, ProgressUnit};
+pub use logs::{LogPosition, LogStart};
 
 use crate::{
     ByteSize, Digest, ErrorReport, Forward, ImageName, JobId, KernelName, SessionId, VmId, VmName, VmSpec,
@@ -82,14 +84,17 @@ pub enum Request {
     /// One VM, by name, id or unambiguous prefix of the id: [`VmInfo`].
     #[serde(rename = "dev.banger.Daemon.VmShow")]
     VmShow { vm: String },
-    /// The console log, oldest byte first, or with `recent` its last lines, on the descriptor of the reply (fd 0); with
-    /// `follow` it stays open while the VM exists: [`Empty`].
+    /// The console log, oldest byte first, or with `recent` its last lines, or from `from` on, on the descriptor of the reply
+    /// (fd 0): [`LogStart`]. With `follow` it stays open while the VM exists, to the end of the file in which it begins: then
+    /// another call goes on from there.
     #[serde(rename = "dev.banger.Daemon.VmLogs")]
     VmLogs {
         vm: String,
         follow: bool,
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         recent: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<LogPosition>,
     },
     /// How a VM's guest is: [`VmHealth`](crate::health::VmHealth). One that does not run is no error: that is how it is.
     #[serde(rename = "dev.banger.Daemon.VmHealth")]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use banger_proto::daemon::{
     Accepted, DaemonStatus, Empty, Failure, ImageInfo, ImageList, InterfaceDescription, JobEvent, JobInfo,
-    JobList, KernelInfo, KernelList, Request, ServiceInfo, VmInfo, VmList,
+    JobList, KernelInfo, KernelList, LogStart, Request, ServiceInfo, VmInfo, VmList,
 };
 use banger_proto::health::{Pong, VmHealth};
 use banger_proto::ports::ForwardInfo;
@@ -63,6 +63,7 @@ fn replies_keep_their_form() {
     round_trip::<KernelList>(replies("KernelList"));
     round_trip::<JobInfo>(replies("JobInfo"));
     round_trip::<JobList>(replies("JobList"));
+    round_trip::<LogStart>(replies("LogStart"));
     round_trip::<Pong>(replies("Pong"));
     round_trip::<VmHealth>(replies("VmHealth"));
     round_trip::<JobEvent>(replies("JobEvent"));

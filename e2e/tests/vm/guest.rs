@@ -1,7 +1,9 @@
 //! What a guest without an init does: reboot and poweroff from inside, keeping and growing its disk, its console.
 
-use anyhow::ensure;
-use e2e::world::{SMALL, World};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use e2e::world::{SMALL, World, code, wait};
 
 use crate::Body;
 
@@ -10,6 +12,7 @@ pub(crate) const TESTS: &[(&str, Body)] = &[
     ("guest_stops_and_starts_with_its_disk", stop_start),
     ("guest_disk_grows", grows),
     ("guest_prints_to_the_log", console),
+    ("guest_log_is_followed_to_the_byte", followed),
 ];
 
 fn no_init(world: &mut World) -> anyhow::Result<()> {
@@ -54,4 +57,32 @@ fn console(world: &mut World) -> anyhow::Result<()> {
     world.until("the log has it", || {
         Ok(world.ok(&["vm", "logs", "said"])?.text().contains("a-word-on-the-console"))
     })
+}
+
+/// What was followed is the log itself, byte for byte, however often the daemon died and the log began a new file.
+fn followed(world: &mut World) -> anyhow::Result<()> {
+    world.small_vm("said")?;
+    let shown = world.dir.join("shown");
+    let mut command = world.command(&["vm", "logs", "-f", "said"]);
+    let mut follower = command.stdout(std::fs::File::create(&shown)?).spawn()?;
+    let text = || Ok::<_, anyhow::Error>(String::from_utf8_lossy(&std::fs::read(&shown)?).into_owned());
+    for turn in 0..3 {
+        let word = format!("turn-{turn}-on-the-console");
+        world.exec("said", &["sh", "-c", &format!("echo {word} >/dev/console")])?;
+        world.until("it is shown", || Ok(text()?.contains(&word)))?;
+        if turn == 1 {
+            // The log of before is another file from then on.
+            world.ok(&["vm", "restart", "said", "--wait", "agent"])?;
+        } else {
+            world.kill_daemon()?;
+        }
+    }
+    world.ok(&["vm", "stop", "said"])?;
+    let log = world.ok(&["vm", "logs", "said"])?.stdout;
+    world.until("all of it is shown", || Ok(text()?.len() >= log.len()))?;
+    ensure!(std::fs::read(&shown)? == log, "{:?} is not {:?}", text()?, String::from_utf8_lossy(&log));
+    world.ok(&["vm", "delete", "said"])?;
+    let status = wait(&mut follower, Duration::from_secs(20))?.context("it follows what is gone")?;
+    ensure!(code(status) == 0, "it ended with {status}");
+    Ok(std::fs::remove_file(&shown)?)
 }

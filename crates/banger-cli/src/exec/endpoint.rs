@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::time::Duration;
 
 use banger_proto::channel::{ClientEvent, ClientSession, Decoder, Frame, OUTBOX_TARGET, Outbox, Stream};
-use banger_proto::daemon::{Request, VmInfo};
+use banger_proto::daemon::{Empty, Request, VmInfo};
 use banger_proto::guest::{Control, Open, Outcome};
 use banger_proto::{ErrorCode, ErrorReport, SessionId, VmState};
 use rustix::io::Errno;
@@ -141,16 +141,6 @@ enum Step {
     Job(Job),
 }
 
-impl Local {
-    /// What the shell wants from us. Cancel-safe; never returns without a keyboard.
-    async fn job(keyboard: &mut Option<Keyboard>) -> Job {
-        match keyboard {
-            Some(keyboard) => keyboard.job().await,
-            None => std::future::pending().await,
-        }
-    }
-}
-
 impl Endpoint {
     async fn run(
         &mut self,
@@ -213,7 +203,7 @@ impl Endpoint {
                 feed = self.local.input.next(), if wants_input => Step::Input(feed),
                 interrupt = interrupts.next() => Step::Interrupt(interrupt),
                 Some(()) = self.resize.recv(), if self.local.tty => Step::Resize,
-                job = Local::job(&mut self.local.keyboard) => Step::Job(job),
+                job = Keyboard::job(&mut self.local.keyboard) => Step::Job(job),
             };
             match step {
                 Step::Read(Ok(0)) => break,
@@ -378,13 +368,13 @@ async fn attach(
     interrupts: &mut Interrupts,
 ) -> Result<UnixStream, CliError> {
     let request = Request::SessionOpen { vm: vm.to_owned(), session: id };
-    match session.client.descriptor(request).await {
+    match session.client.descriptor::<Empty>(request).await {
         // Nothing has begun yet: the next daemon may begin it.
         Err(CallError::Lost) => {
             session.reconnect().await?;
             attach_again(session, vm, id, interrupts).await
         }
-        attached => connected(attached?),
+        attached => connected(attached?.1),
     }
 }
 
@@ -405,8 +395,8 @@ async fn attach_again(
     let mut deadline = Instant::now() + OUT_OF_REACH;
     loop {
         let request = Request::SessionOpen { vm: vm.to_owned(), session: id };
-        match session.client.descriptor(request).await {
-            Ok(stream) => return connected(stream),
+        match session.client.descriptor::<Empty>(request).await {
+            Ok((_, stream)) => return connected(stream),
             Err(CallError::Lost) => session.reconnect().await?,
             Err(CallError::Refused(report)) => match whereabouts(session, vm).await? {
                 Whereabouts::Paused => deadline = Instant::now() + OUT_OF_REACH,

@@ -21,7 +21,7 @@ pub(crate) struct Keyboard {
 
 /// What the shell that we run in wants from us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Job {
+pub(crate) enum Job {
     /// SIGTSTP, which no key sends: each is the guest's.
     Stop,
     /// SIGCONT: the terminal is ours again, and may have another size.
@@ -46,7 +46,7 @@ impl Keyboard {
     }
 
     /// Takes what was typed: what of it is the guest's, or the end of the session.
-    pub(super) fn typed(&mut self, bytes: &[u8]) -> Result<Vec<u8>, CliError> {
+    pub(crate) fn typed(&mut self, bytes: &[u8]) -> Result<Vec<u8>, CliError> {
         let typed = self.escape.filter(bytes);
         for asked in typed.asked {
             match asked {
@@ -60,22 +60,23 @@ impl Keyboard {
     }
 
     /// Takes what is shown.
-    pub(super) fn shown(&mut self, bytes: &[u8]) {
+    pub(crate) fn shown(&mut self, bytes: &[u8]) {
         self.modes.watch(bytes);
     }
 
-    /// The next wish of the shell's. Cancel-safe.
-    pub(super) async fn job(&mut self) -> Job {
+    /// The next wish of the shell's. Cancel-safe; never returns without a keyboard.
+    pub(crate) async fn job(keyboard: &mut Option<Self>) -> Job {
+        let Some(keyboard) = keyboard else { return std::future::pending().await };
         tokio::select! {
-            Some(()) = self.stop.recv() => Job::Stop,
-            Some(()) = self.go_on.recv() => Job::GoOn,
+            Some(()) = keyboard.stop.recv() => Job::Stop,
+            Some(()) = keyboard.go_on.recv() => Job::GoOn,
             // tokio keeps the streams open as long as the runtime lives.
             else => std::future::pending().await,
         }
     }
 
     /// Does it.
-    pub(super) fn follow(&self, job: Job) -> Result<(), CliError> {
+    pub(crate) fn follow(&self, job: Job) -> Result<(), CliError> {
         match job {
             Job::Stop => self.raw.stop(),
             Job::GoOn => self.raw.again(),
@@ -83,7 +84,7 @@ impl Keyboard {
     }
 
     /// Switches back what the guest's program, which did not end by itself, has left switched on.
-    pub(super) fn undo(&self) {
+    pub(crate) fn undo(&self) {
         // The error that ended the session is what there is to tell.
         let _ = self.ui.raw(&self.modes.undo());
     }

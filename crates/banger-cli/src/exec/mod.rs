@@ -19,9 +19,9 @@ use banger_proto::guest::{ExecRequest, GuestFailure, GuestFailureCode, Open, Out
 use banger_proto::{ErrorCode, ErrorReport};
 
 pub(crate) use endpoint::{Local, drive};
+pub(crate) use keyboard::Keyboard;
 pub(crate) use pipes::{Captured, Feed, Input, Outputs, Pieces, read_stdin};
 
-use self::keyboard::Keyboard;
 use crate::error::CliError;
 use crate::session::Session;
 use crate::signals::Interrupts;

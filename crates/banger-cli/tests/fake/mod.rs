@@ -271,7 +271,10 @@ fn serve(stream: &UnixStream, state: &Arc<Mutex<State>>, guest: &Arc<Mutex<Guest
                     Some(bytes) => {
                         let (reader, mut writer) = std::io::pipe().unwrap();
                         writer.write_all(&bytes).unwrap();
-                        send(stream, &json!({"parameters": {}}), Some(reader.into()));
+                        let from = &state.asked[state.asked.len() - 1].1["from"];
+                        let at =
+                            if from.is_null() { json!({"file": "a", "offset": 100}) } else { from.clone() };
+                        send(stream, &json!({"parameters": {"at": at}}), Some(reader.into()));
                     }
                     None => send(stream, &gone, None),
                 }

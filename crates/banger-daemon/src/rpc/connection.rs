@@ -45,6 +45,9 @@ pub(super) async fn serve(stream: UnixStream, api: &Api) -> Result<(), zlink::Er
             Ok(Answer::Descriptor(fd)) => {
                 connection.send_reply(&Reply::new(Some(Empty {})), vec![fd]).await?;
             }
+            Ok(Answer::Log(start, fd)) => {
+                connection.send_reply(&Reply::new(Some(start)), vec![fd]).await?;
+            }
             Ok(Answer::Job(watch)) => stream_job(&mut connection, watch, more).await?,
             Err(report) => connection.send_error(&Failure::Failed(report), Vec::new()).await?,
         }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use banger_proto::daemon::{Empty, INTERFACE, InterfaceDescription, Request, ServiceInfo};
+use banger_proto::daemon::{Empty, INTERFACE, InterfaceDescription, LogStart, Request, ServiceInfo};
 use banger_proto::{ErrorCode, ErrorReport};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -29,6 +29,8 @@ pub(super) enum Answer {
     One(Vec<u8>),
     /// A reply that says nothing more than the descriptor that goes with it.
     Descriptor(OwnedFd),
+    /// A console log, and where it begins.
+    Log(LogStart, OwnedFd),
     /// The events of a job.
     Job(JobWatch),
 }
@@ -88,8 +90,9 @@ impl Api {
             }
             Request::VmList {} => one(services.vm_list().await?),
             Request::VmShow { vm } => one(services.vm_show(&vm).await?),
-            Request::VmLogs { vm, follow, recent } => {
-                Ok(Answer::Descriptor(services.vm_logs(&vm, follow, recent).await?))
+            Request::VmLogs { vm, follow, recent, from } => {
+                let (start, fd) = services.vm_logs(&vm, follow, recent, from).await?;
+                Ok(Answer::Log(start, fd))
             }
             Request::VmHealth { vm } => one(services.vm_health(&vm).await?),
             Request::VmPing { vm } => one(services.vm_ping(&vm).await?),

@@ -1,13 +1,15 @@
-//! A VM's console log through a pipe: the rotated part first, then the present one, then what comes.
+//! A VM's console log through a pipe: the rotated part first, then the present one, or what comes.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
+use banger_proto::daemon::{LogPosition, LogStart};
 use banger_proto::{ErrorCode, ErrorReport};
+use banger_sys::rotate::RotatingLog;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::AsyncWriteExt;
@@ -23,78 +25,109 @@ const CHUNK: usize = 64 * 1024;
 const RECENT: u64 = 2048;
 
 /// Where in the log it begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum From {
     /// At its first byte.
     Oldest,
     /// A screen before its end.
     Recent,
+    /// Where an earlier delivery came to. Where that is kept no more, everything there is came later.
+    At(LogPosition),
 }
 
-/// The reading end of a pipe that delivers the log; `follow` keeps it open while the VM is there.
+/// Where it begins, and the reading end of a pipe that delivers the log. With `follow` that stays open while the VM is there and
+/// what began in one file goes on in it: it ends with it, so that its reader knows the file of each byte.
 pub(super) fn serve(
     log: &Path,
     from: From,
     follow: Option<watch::Receiver<View>>,
-) -> Result<OwnedFd, ErrorReport> {
+) -> Result<(LogStart, OwnedFd), ErrorReport> {
     let failed = |error: &(dyn std::error::Error + 'static)| {
-        ErrorReport::caused_by(ErrorCode::Internal, "cannot make a pipe for the console log", error)
+        ErrorReport::caused_by(ErrorCode::Internal, "cannot deliver the console log", error)
     };
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(&error))?;
     rustix::io::ioctl_fionbio(&writer, true).map_err(|error| failed(&error))?;
     let writer = pipe::Sender::from_owned_fd(writer).map_err(|error| failed(&error))?;
+    let files = begin(log, &from).map_err(|error| failed(&error))?;
+    let at = files.first().map(position).transpose().map_err(|error| failed(&error))?;
     let log = log.to_owned();
     tokio::spawn(async move {
         // A reader that goes away ends this in the usual way.
-        if let Err(error) = deliver(log, writer, from, follow).await
+        if let Err(error) = deliver(log, files, writer, follow).await
             && error.kind() != io::ErrorKind::BrokenPipe
         {
             tracing::debug!(%error, "the console log could not be delivered");
         }
     });
-    Ok(reader)
+    Ok((LogStart { at }, reader))
+}
+
+/// The files to deliver, each from where it stands, the oldest first.
+fn begin(log: &Path, from: &From) -> io::Result<Vec<File>> {
+    // Opened before the rotated one is: were it rotated meanwhile, this is still the next part.
+    let mut current = open(log)?;
+    let mut older = open(&RotatingLog::older(log))?;
+    if let (Some(a), Some(b)) = (&current, &older)
+        && identity(a)? == identity(b)?
+    {
+        older = None;
+    }
+    match from {
+        From::Oldest => {}
+        From::Recent => {
+            if let Some(file) = &mut current {
+                to_recent(file)?;
+                older = None;
+            }
+        }
+        From::At(LogPosition { file, offset }) => {
+            let is_there = |at: &Option<File>| at.as_ref().map(identity).transpose();
+            if let Some(at) = &mut current
+                && identity(at)? == *file
+            {
+                at.seek(SeekFrom::Start(*offset))?;
+                older = None;
+            } else if is_there(&older)?.as_ref() == Some(file)
+                && let Some(at) = &mut older
+            {
+                let is_over = at.metadata()?.len() <= *offset;
+                at.seek(SeekFrom::Start(*offset))?;
+                if is_over && current.is_some() {
+                    older = None;
+                }
+            }
+        }
+    }
+    Ok(older.into_iter().chain(current).collect())
 }
 
 async fn deliver(
     log: PathBuf,
+    files: Vec<File>,
     mut writer: pipe::Sender,
-    from: From,
     follow: Option<watch::Receiver<View>>,
 ) -> io::Result<()> {
-    let mut rotated = log.clone().into_os_string();
-    rotated.push(".1");
-    // Opened before the rotated one is read: were it rotated meanwhile, this is still the next part.
-    let mut current = open(&log)?;
-    if from == From::Recent {
-        if let Some(file) = &mut current {
-            to_recent(file)?;
+    let mut files = files.into_iter();
+    let Some(view) = follow else {
+        for mut file in files {
+            copy(&mut file, &mut writer).await?;
         }
-    } else if let Some(mut older) = open(Path::new(&rotated))? {
-        let same = current.as_ref().map(inode).transpose()? == Some(inode(&older)?);
-        if !same {
-            copy(&mut older, &mut writer).await?;
-        }
-    }
+        return Ok(());
+    };
+    let mut file = files.next();
     loop {
-        if let Some(file) = &mut current {
-            copy(file, &mut writer).await?;
-        }
-        let Some(view) = &follow else { return Ok(()) };
-        if view.borrow().gone || view.has_changed().is_err() || reader_is_gone(&writer) {
-            return Ok(());
-        }
+        // Looked for first: what is written to a file that is no longer the newest is written by then.
         let newest = open(&log)?;
-        let moved = match (&current, &newest) {
-            (Some(current), Some(newest)) => inode(current)? != inode(newest)?,
+        let is_over = match (&file, &newest) {
+            (Some(file), Some(newest)) => identity(file)? != identity(newest)?,
             (None, Some(_)) => true,
             (_, None) => false,
         };
-        if moved {
-            if let Some(file) = &mut current {
-                copy(file, &mut writer).await?;
-            }
-            current = newest;
-            continue;
+        if let Some(file) = &mut file {
+            copy(file, &mut writer).await?;
+        }
+        if is_over || view.borrow().gone || view.has_changed().is_err() || reader_is_gone(&writer) {
+            return Ok(());
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -120,8 +153,15 @@ fn to_recent(file: &mut File) -> io::Result<()> {
     file.seek(SeekFrom::Start(start + line as u64)).map(drop)
 }
 
-fn inode(file: &File) -> io::Result<u64> {
-    Ok(file.metadata()?.ino())
+/// What tells it from another file, a later one with the same number too.
+fn identity(file: &File) -> io::Result<String> {
+    let meta = file.metadata()?;
+    let made = meta.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    Ok(format!("{}-{}", meta.ino(), made.as_nanos()))
+}
+
+fn position(mut file: &File) -> io::Result<LogPosition> {
+    Ok(LogPosition { file: identity(file)?, offset: file.stream_position()? })
 }
 
 async fn copy(file: &mut File, writer: &mut pipe::Sender) -> io::Result<()> {
@@ -144,6 +184,41 @@ fn reader_is_gone(writer: &pipe::Sender) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is delivered from there, and where that begins.
+    fn delivered(log: &Path, from: &From) -> (String, LogPosition) {
+        let files = begin(log, from).unwrap();
+        let at = position(&files[0]).unwrap();
+        (files.into_iter().map(|file| io::read_to_string(file).unwrap()).collect(), at)
+    }
+
+    #[test]
+    fn it_goes_on_where_it_was_over_rotations() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("console.log");
+        let rotate = |text: &str| {
+            std::fs::rename(&log, RotatingLog::older(&log)).unwrap();
+            std::fs::write(&log, text).unwrap();
+        };
+        std::fs::write(&log, "onetwo").unwrap();
+        let (text, mut at) = delivered(&log, &From::Oldest);
+        assert_eq!((text.as_str(), at.offset), ("onetwo", 0));
+        at.offset = 3;
+        let from = From::At(at.clone());
+        assert_eq!(delivered(&log, &from), ("two".to_owned(), at.clone()));
+        rotate("three");
+        assert_eq!(delivered(&log, &from), ("twothree".to_owned(), at.clone()));
+        // All of that file was delivered, so the next one begins.
+        at.offset = 6;
+        let (text, next) = delivered(&log, &From::At(at));
+        assert_eq!((text.as_str(), next.offset), ("three", 0));
+        // Nothing of it is left, and nothing that is there was delivered.
+        rotate("four");
+        rotate("five");
+        assert_eq!(delivered(&log, &from).0, "fourfive");
+        // Before the first start there is no file.
+        assert!(begin(&dir.path().join("none"), &from).unwrap().is_empty());
+    }
 
     #[test]
     fn what_is_recent_begins_with_a_line() {

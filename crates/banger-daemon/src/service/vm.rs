@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use banger_proto::daemon::{Accepted, JobResult, StartOptions, VmInfo, VmList};
+use banger_proto::daemon::{Accepted, JobResult, LogPosition, LogStart, StartOptions, VmInfo, VmList};
 use banger_proto::spec::{Signal, VmChange};
 use banger_proto::{ByteSize, ErrorCode, ErrorReport, SessionId, VmId, VmSpec, VmState};
 use tokio::net::UnixStream;
@@ -309,11 +309,21 @@ impl Services {
         info(self.drivers.world(), handle.view()).await
     }
 
-    /// `VmLogs`: the descriptor to send.
-    pub async fn vm_logs(&self, vm: &str, follow: bool, recent: bool) -> Result<OwnedFd, ErrorReport> {
+    /// `VmLogs`: where it begins, and the descriptor to send.
+    pub async fn vm_logs(
+        &self,
+        vm: &str,
+        follow: bool,
+        recent: bool,
+        from: Option<LogPosition>,
+    ) -> Result<(LogStart, OwnedFd), ErrorReport> {
         let handle = self.drivers.find(vm)?;
         let dirs = self.drivers.world().dirs(&handle.view().record.id);
-        let from = if recent { logs::From::Recent } else { logs::From::Oldest };
+        let from = match from {
+            Some(position) => logs::From::At(position),
+            None if recent => logs::From::Recent,
+            None => logs::From::Oldest,
+        };
         logs::serve(&dirs.console_log(), from, follow.then(|| handle.watch()))
     }
 

@@ -2,21 +2,17 @@
 
 use std::os::fd::OwnedFd;
 
-use banger_proto::ErrorCode;
-use banger_proto::daemon::Request;
 use clap::Args;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
-use crate::client::CallError;
+use crate::console_log::{Followed, From};
 use crate::context::Context;
 use crate::error::{CliError, io_error};
-use crate::escape::{Asked, Escape};
-use crate::exec::{Feed, Input, read_stdin};
+use crate::exec::{Feed, Input, Keyboard, read_stdin};
 use crate::names;
-use crate::session::Session;
 use crate::signals::{self, Interrupts};
-use crate::terminal::{self, RawMode};
+use crate::terminal;
 
 /// Watch a VM's serial console
 ///
@@ -36,66 +32,57 @@ impl Console {
         let mut interrupts = Interrupts::new()?;
         let mut session = context.session().await?;
         let vm = &self.vm;
-        let mut output = watch(attach(&mut session, vm, true, true).await?)?;
-        let keyboard = terminal::is_interactive();
-        if keyboard {
+        let (mut followed, output) = Followed::open(&mut session, vm, From::Recent).await?;
+        let mut output = watch(output)?;
+        let is_interactive = terminal::is_interactive();
+        if is_interactive {
             context.ui.note(format!(
                 "the console of {vm} is read-only, '~.' after Enter leaves; a shell: banger vm exec -it {vm} -- bash"
             ));
         }
-        let raw = if keyboard { Some(RawMode::enter()?) } else { None };
-        let mut keys = if keyboard { read_stdin() } else { Input::none() };
-        let (mut escape, mut buffer) = (Escape::default(), vec![0; 64 * 1024]);
+        let mut keyboard = if is_interactive { Some(Keyboard::take(context.ui)?) } else { None };
+        let mut keys = if is_interactive { read_stdin() } else { Input::none() };
+        let mut buffer = vec![0; 64 * 1024];
         let code = loop {
             tokio::select! {
                 read = output.read(&mut buffer) => match read.map_err(io_error("cannot read the console"))? {
-                    0 => match attach_again(&mut session, vm).await? {
-                        Some(again) => output = watch(again)?,
+                    0 => match followed.go_on(&mut session).await? {
+                        Some(more) => output = watch(more)?,
                         None => break 0,
                     },
-                    count => context.ui.raw(&buffer[..count])?,
+                    count => {
+                        if let Some(keyboard) = &mut keyboard {
+                            keyboard.shown(&buffer[..count]);
+                        }
+                        context.ui.raw(&buffer[..count])?;
+                        followed.took(count);
+                    }
                 },
-                key = keys.next() => match key {
-                    Feed::Bytes(typed) if typed.contains(&CTRL_C) => break signals::status(),
-                    Feed::Bytes(typed) if escape.filter(&typed).asked.contains(&Asked::Leave) => break 0,
-                    Feed::Bytes(_) => {}
-                    Feed::End | Feed::Failed(_) => keys = Input::none(),
+                key = keys.next() => match (key, &mut keyboard) {
+                    (Feed::Bytes(typed), _) if typed.contains(&CTRL_C) => break signals::status(),
+                    (Feed::Bytes(typed), Some(keyboard)) => match keyboard.typed(&typed) {
+                        // All else is for nobody.
+                        Ok(_) => {}
+                        Err(CliError::Interrupted(_)) => break 0,
+                        Err(error) => return Err(error),
+                    },
+                    (Feed::Bytes(_), None) => {}
+                    (Feed::End | Feed::Failed(_), _) => keys = Input::none(),
                 },
+                job = Keyboard::job(&mut keyboard) => {
+                    if let Some(keyboard) = &keyboard {
+                        keyboard.follow(job)?;
+                    }
+                }
                 _ = interrupts.next() => break signals::status(),
             }
         };
-        drop(raw);
-        if keyboard {
+        if let Some(keyboard) = keyboard.take() {
+            keyboard.undo();
+            drop(keyboard);
             context.ui.status("");
         }
         Ok(code)
-    }
-}
-
-/// The console log, as it is and as it grows; a daemon that ends meanwhile is asked again.
-pub(super) async fn attach(
-    session: &mut Session<'_>,
-    vm: &str,
-    follow: bool,
-    recent: bool,
-) -> Result<OwnedFd, CliError> {
-    let request = || Request::VmLogs { vm: vm.to_owned(), follow, recent };
-    match session.client.descriptor(request()).await {
-        Err(CallError::Lost) => {
-            session.reconnect().await?;
-            Ok(session.client.descriptor(request()).await?)
-        }
-        attached => Ok(attached?),
-    }
-}
-
-/// After the end of one that was followed, from its last lines on: `None` where the VM is gone, and else it was the daemon
-/// that ended.
-pub(super) async fn attach_again(session: &mut Session<'_>, vm: &str) -> Result<Option<OwnedFd>, CliError> {
-    session.reconnect().await?;
-    match attach(session, vm, true, true).await {
-        Err(CliError::Failed(report)) if report.code == ErrorCode::NotFound => Ok(None),
-        attached => attached.map(Some),
     }
 }
 
