@@ -74,6 +74,12 @@ impl Pty {
         Ok(termios::tcsetwinsize(&self.master, size)?)
     }
 
+    /// Has the terminal take nothing to show, as after Ctrl-S, or go on.
+    pub fn hold(&self, held: bool) -> anyhow::Result<()> {
+        let action = if held { termios::Action::OOff } else { termios::Action::OOn };
+        Ok(termios::tcflow(&self.slave, action)?)
+    }
+
     /// Sends the command a signal of this name.
     pub fn signal(&self, name: &str) -> anyhow::Result<()> {
         isolate::run("kill", &[&format!("-{name}"), &self.pid().to_string()])

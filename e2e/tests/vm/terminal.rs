@@ -1,6 +1,8 @@
 //! `vm exec -it` on a real terminal: every key is the guest's, every byte of the screen is the program's, and the terminal
 //! is given back as it was.
 
+use std::time::Duration;
+
 use anyhow::{Context, ensure};
 use e2e::pty::Pty;
 use e2e::world::World;
@@ -11,6 +13,7 @@ use crate::Body;
 pub(crate) const TESTS: &[(&str, Body)] = &[
     ("terminal_passes_keys_sizes_and_colours", keys),
     ("terminal_escapes_as_ssh_does", escapes),
+    ("terminal_is_put_right_behind_what_waits", behind),
     ("terminal_survives_the_daemon", daemon),
     ("terminal_is_given_back", given_back),
     ("terminal_carries_pastes_and_screens_exactly", exactly),
@@ -75,6 +78,28 @@ fn escapes(world: &mut World) -> anyhow::Result<()> {
         let look = "! grep -l 'sleep.123[4]' /proc/[0-9]*/cmdline";
         Ok(world.run(&["vm", "exec", "term", "--", "sh", "-c", look])?.status == 0)
     })
+}
+
+/// What the program has left switched on goes off when all that it wrote is out, though the terminal takes it late.
+fn behind(world: &mut World) -> anyhow::Result<()> {
+    world.small_vm("term")?;
+    let script = "printf '\\033[?2004hup'; stty -echo; read go; seq 10000; echo the-last; exec sleep 1234";
+    let mut pty = exec(world, "-it", script)?;
+    pty.until("up")?;
+    pty.hold(true)?;
+    pty.press(b"\r")?;
+    world.until("it has written all", || {
+        let look = "grep -lx sleep /proc/[0-9]*/comm";
+        Ok(world.run(&["vm", "exec", "term", "--", "sh", "-c", look])?.status == 0)
+    })?;
+    pty.press(b"\r~.")?;
+    // It has two seconds for it.
+    std::thread::sleep(Duration::from_millis(500));
+    pty.hold(false)?;
+    ensure!(pty.end()? == 125);
+    let before = String::from_utf8_lossy(&pty.until("\x1b[?2004l\x1b[m")?).into_owned();
+    ensure!(before.contains("\r\n10000\r\nthe-last\r\n"), "{} bytes came before", before.len());
+    Ok(())
 }
 
 fn daemon(world: &mut World) -> anyhow::Result<()> {

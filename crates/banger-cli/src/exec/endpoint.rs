@@ -27,7 +27,7 @@ const OUT_OF_REACH: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(100);
 /// What is typed may run ahead of a guest that does not read by so many bytes: the escape is to be seen all the same.
 const TYPE_AHEAD: usize = 1 << 20;
-/// How long the last frame, which ends the session, may take to leave.
+/// How long the last frame, which ends the session, may take to leave, and what the guest wrote to be shown.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// A session whose captured output was dropped: its reader says why.
@@ -84,8 +84,8 @@ pub(crate) async fn drive(
         endpoint.resize()?;
     }
     let ended = endpoint.run(session, vm, interrupts).await;
-    if let (Some(keyboard), Err(_)) = (&endpoint.local.keyboard, &ended) {
-        keyboard.undo();
+    if ended.is_err() {
+        endpoint.undo().await;
     }
     ended
 }
@@ -308,6 +308,22 @@ impl Endpoint {
                 self.resize()
             }
             Step::Read(_) | Step::Wrote(_) | Step::Written(Written::Bytes(..)) => Ok(()),
+        }
+    }
+
+    /// Switches back what the guest's program has left switched on, behind all that it wrote.
+    async fn undo(&mut self) {
+        let Some(keyboard) = &self.local.keyboard else { return };
+        let written = async {
+            while self.local.output.outstanding() > 0 {
+                if !matches!(self.local.output.next().await, Written::Bytes(..)) {
+                    return;
+                }
+            }
+        };
+        // A terminal that takes nothing, stopped by Ctrl-S say, would hold this up for ever too.
+        if tokio::time::timeout(GOODBYE, written).await.is_ok() {
+            keyboard.undo();
         }
     }
 
