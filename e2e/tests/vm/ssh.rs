@@ -198,6 +198,9 @@ fn alarm(world: &World) -> anyhow::Result<()> {
         let ran = ran.expect(255)?;
         ensure!(ran.stderr.contains("REMOTE HOST IDENTIFICATION HAS CHANGED"), "{}", ran.stderr);
     }
+    // A restart gives it the key back that was made with it.
+    world.ok(&["vm", "restart", "deb"])?;
+    tool(world, &["ssh", "deb.vm", "true"])?.expect(0)?;
     world.exec("deb", &["systemctl", "stop", "ssh.service"])?;
     let ours = world.run(&["vm", "ssh", "deb", "--", "true"])?.expect(125)?;
     for ran in [ours, tool(world, &["ssh", "deb.vm", "true"])?.expect(255)?] {
