@@ -4,6 +4,7 @@
 
 mod environment;
 mod fake;
+mod world;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -11,26 +12,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use banger_proto::guest::{GuestFailure, GuestFailureCode, Outcome};
-use fake::Fake;
 use tar::EntryType;
-
-struct World {
-    dir: tempfile::TempDir,
-    fake: Fake,
-}
+use world::World;
 
 impl World {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let fake = Fake::start(&dir.path().join("run"));
-        fake.state.lock().unwrap().exists = true;
-        fs::create_dir(dir.path().join("work")).unwrap();
-        Self { dir, fake }
+    /// With a directory to work in.
+    fn working() -> Self {
+        let world = Self::new();
+        fs::create_dir(world.work()).unwrap();
+        world
     }
 
     /// A world whose guest sends this.
     fn sending(entries: &[(&str, EntryType, &str)], outcome: Option<Outcome>) -> Self {
-        let world = Self::new();
+        let world = Self::working();
         world.fake.state.lock().unwrap().pack = (archive(entries), outcome);
         world
     }
@@ -39,15 +34,14 @@ impl World {
         self.dir.path().join("work")
     }
 
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = environment::banger(self.dir.path(), args);
+    fn at_work(&self, args: &[&str]) -> Command {
+        let mut command = self.command(args);
         command.current_dir(self.work());
         command
     }
 
     fn cp(&self, args: &[&str]) -> Output {
-        let args: Vec<&str> = ["vm", "cp"].iter().chain(args).copied().collect();
-        self.command(&args).stdin(Stdio::null()).output().unwrap()
+        self.at_work(&[&["vm", "cp"], args].concat()).output().unwrap()
     }
 
     fn received(&self) -> Vec<u8> {
@@ -104,7 +98,7 @@ fn listing(dir: &Path) -> Vec<String> {
 
 #[test]
 fn a_tree_goes_in_under_its_name() {
-    let world = World::new();
+    let world = World::working();
     fs::create_dir_all(world.work().join("src/empty")).unwrap();
     fs::write(world.work().join("src/file"), vec![b'x'; 3 << 20]).unwrap();
     symlink("file", world.work().join("src/link")).unwrap();
@@ -132,7 +126,7 @@ fn an_archive_is_passed_on_in_both_directions() {
     let file = world.dir.path().join("archive");
     fs::write(&file, &input).unwrap();
     let stdin = fs::File::open(&file).unwrap();
-    let output = world.command(&["vm", "cp", "-", "box:/srv"]).stdin(stdin).output().unwrap();
+    let output = world.at_work(&["vm", "cp", "-", "box:/srv"]).stdin(stdin).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert_eq!(world.received(), input);
     assert_eq!(world.request(), serde_json::json!({"kind": "unpack", "directory": "/srv"}));
@@ -205,7 +199,7 @@ fn a_guest_that_lies_or_stops_is_told() {
 fn ctrl_c_ends_a_copy() {
     use rustix::process::{Pid, Signal, kill_process};
     let world = World::sending(&[("x", EntryType::Regular, "text")], None);
-    let child = world.command(&["vm", "cp", "box:/x", "."]).stderr(Stdio::piped()).spawn().unwrap();
+    let child = world.at_work(&["vm", "cp", "box:/x", "."]).stderr(Stdio::piped()).spawn().unwrap();
     while !world.work().join("x").exists() {
         std::thread::yield_now();
     }
@@ -217,7 +211,7 @@ fn ctrl_c_ends_a_copy() {
 
 #[test]
 fn what_cannot_work_is_refused_in_one_sentence() {
-    let world = World::new();
+    let world = World::working();
     fs::write(world.work().join("f"), "x").unwrap();
     for (args, status, why) in [
         (&["f", "g"][..], 2, "neither SRC nor DST is in a VM"),
@@ -243,7 +237,7 @@ fn what_cannot_work_is_refused_in_one_sentence() {
 
 #[test]
 fn completion_offers_vms_that_run_beside_paths() {
-    let world = World::new();
+    let world = World::working();
     let (mut at_rest, mut other) = (fake::vm(), fake::vm());
     (at_rest["name"], at_rest["state"], other["name"]) = ("bold".into(), "stopped".into(), "other".into());
     world.fake.state.lock().unwrap().vms = vec![fake::vm(), at_rest, other];
@@ -254,7 +248,7 @@ fn completion_offers_vms_that_run_beside_paths() {
         ("./bo", &["./bottle"]),
         ("box:", &[]),
     ] {
-        let mut command = world.command(&["--", "banger", "vm", "cp", typed]);
+        let mut command = world.at_work(&["--", "banger", "vm", "cp", typed]);
         let output = command.env("COMPLETE", "fish").output().unwrap();
         let said = text(&output.stdout);
         let offered = said.lines().map(|line| line.split('\t').next().unwrap());

@@ -4,34 +4,23 @@
 
 mod environment;
 mod fake;
+mod world;
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 
-use fake::{Fake, pattern};
-
-struct World {
-    dir: tempfile::TempDir,
-    fake: Fake,
-}
+use fake::guest::pattern;
+use world::World;
 
 impl World {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let fake = Fake::start(&dir.path().join("run"));
-        fake.state.lock().unwrap().exists = true;
-        Self { dir, fake }
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let args: Vec<&str> = ["vm", "proxy"].iter().chain(args).copied().collect();
-        environment::banger(self.dir.path(), &args)
+    fn proxy(&self, args: &[&str]) -> Command {
+        self.command(&[&["vm", "proxy"], args].concat())
     }
 
     fn run(&self, args: &[&str], input: &[u8]) -> Output {
-        assert_cmd::Command::from_std(self.command(args)).write_stdin(input).output().unwrap()
+        assert_cmd::Command::from_std(self.proxy(args)).write_stdin(input).output().unwrap()
     }
 }
 
@@ -62,8 +51,7 @@ fn each_end_is_passed_on_while_the_other_direction_goes_on() {
         input.write_all(b"heard").unwrap();
         text
     };
-    let mut child =
-        world.command(&["box", "13"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = world.proxy(&["box", "13"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     assert_eq!(converse(Box::new(input), Box::new(output)), "now");
     assert_eq!(child.wait().unwrap().code(), Some(0));
@@ -71,7 +59,7 @@ fn each_end_is_passed_on_while_the_other_direction_goes_on() {
 
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut child = world
-        .command(&["box", "13"])
+        .proxy(&["box", "13"])
         .stdin(OwnedFd::from(theirs.try_clone().unwrap()))
         .stdout(OwnedFd::from(theirs))
         .spawn()
@@ -115,7 +103,7 @@ fn a_signal_ends_it_without_a_word() {
     for (signal, status) in [(rustix::process::Signal::HUP, 129), (rustix::process::Signal::TERM, 143)] {
         let before = world.fake.state.lock().unwrap().attached;
         let mut child = world
-            .command(&["box", "7"])
+            .proxy(&["box", "7"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -3,28 +3,15 @@
 
 mod environment;
 mod fake;
+mod world;
 
 use std::process::{Command, Output, Stdio};
 
-use fake::{Fake, pattern};
-
-struct World {
-    dir: tempfile::TempDir,
-    fake: Fake,
-}
+use fake::Fake;
+use fake::guest::pattern;
+use world::World;
 
 impl World {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let fake = Fake::start(&dir.path().join("run"));
-        fake.state.lock().unwrap().exists = true;
-        Self { dir, fake }
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        environment::banger(self.dir.path(), args)
-    }
-
     fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
