@@ -7,6 +7,7 @@
 //! session. Without one, the first SIGINT, SIGQUIT or SIGTERM is sent to the command, the second ends the session, as does
 //! SIGHUP at once, and each of them where files are copied. The end of a session kills what still runs in it.
 
+mod attach;
 mod endpoint;
 mod keyboard;
 mod modes;
