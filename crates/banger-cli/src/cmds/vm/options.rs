@@ -2,7 +2,7 @@
 
 use banger_config::{Config, Origin, Setting};
 use banger_proto::daemon::{JobResult, Request, StartOptions, VmInfo};
-use banger_proto::spec::Wait;
+use banger_proto::spec::{VmChange, Wait};
 use banger_proto::{
     ByteSize, ErrorCode, Forward, ImageName, KernelName, VmName, VmSpec, catalog::ImageRecipe,
 };
@@ -31,6 +31,18 @@ pub(crate) struct VmOptions {
     /// Kernel it boots
     #[arg(long, add = names::kernels())]
     kernel: Option<KernelName>,
+    #[command(flatten)]
+    shape: Shape,
+    #[command(flatten)]
+    variables: Variables,
+    /// Port of this host that leads to one in the VM: [ADDRESS:]HOST:GUEST, 0 as HOST for one that is free
+    #[arg(short, long, value_name = "FORWARD")]
+    publish: Vec<Forward>,
+}
+
+/// What can be changed of a VM later too.
+#[derive(Debug, Args)]
+pub(super) struct Shape {
     /// Number of vCPUs
     #[arg(long, value_name = "N", value_parser = parse::vcpus)]
     vcpu: Option<u32>,
@@ -46,11 +58,6 @@ pub(crate) struct VmOptions {
     /// Keep the VM off all networks
     #[arg(long)]
     no_nat: bool,
-    #[command(flatten)]
-    variables: Variables,
-    /// Port of this host that leads to one in the VM: [ADDRESS:]HOST:GUEST, 0 as HOST for one that is free
-    #[arg(short, long, value_name = "FORWARD")]
-    publish: Vec<Forward>,
 }
 
 /// How long to wait for what.
@@ -90,21 +97,25 @@ impl WaitFor {
     }
 }
 
+impl Shape {
+    /// What is asked for, and nothing of defaults.
+    pub(super) fn change(&self) -> VmChange {
+        let nat = (self.nat || self.no_nat).then_some(!self.no_nat);
+        VmChange { vcpus: self.vcpu, memory: self.memory, disk: self.disk_size, nat }
+    }
+}
+
 impl VmOptions {
     /// The request, complete: flag, else configuration, else host, else built in.
     pub(super) fn spec(self, config: Config, ephemeral: bool) -> Result<VmSpec, CliError> {
-        let nat = match (self.nat, self.no_nat) {
-            (_, true) => Some(false),
-            (true, false) => Some(true),
-            (false, false) => None,
-        };
+        let VmChange { vcpus, memory, disk, nat } = self.shape.change();
         Ok(VmSpec {
             name: self.name,
             image: config.image.or_flag(self.image).value,
             kernel: config.kernel.or_flag(self.kernel).value,
-            vcpus: config.vcpus.or_flag(self.vcpu).value,
-            memory: config.memory.or_flag(self.memory).value,
-            disk: self.disk_size.or(config.disk.value),
+            vcpus: config.vcpus.or_flag(vcpus).value,
+            memory: config.memory.or_flag(memory).value,
+            disk: disk.or(config.disk.value),
             nat: config.nat.or_flag(nat).value,
             ephemeral,
             env: self.variables.read()?,
