@@ -121,11 +121,21 @@ mod tests {
 
     #[test]
     fn no_output_makes_it_grow() {
+        let held = |modes: &Modes| match &modes.state {
+            State::Numbers(numbers) => numbers.len(),
+            State::Text | State::Escape | State::Bracket => 0,
+        };
         let mut modes = Modes::default();
         modes.watch(b"\x1b[?");
-        for _ in 0..100_000 {
+        for _ in 0..1000 {
             modes.watch(b"9999999999;");
+            assert!(held(&modes) <= MAX_NUMBERS, "{} numbers are held", held(&modes));
         }
-        assert!(modes.undo().is_empty());
+        (0..=u16::MAX).for_each(|number| modes.watch(format!("\x1b[?{number}h\x1b[?{number}l").as_bytes()));
+        assert!(modes.unusual.len() <= WATCHED.len(), "{:?}", modes.unusual);
+        // As many as there is space for count, and one more makes it no switch.
+        let with = |others: usize| format!("\x1b[?{}1049h", "7;".repeat(others));
+        assert_eq!(undo(&[&with(MAX_NUMBERS - 1)]), "\x1b[?1049l\x1b[m");
+        assert_eq!(undo(&[&with(MAX_NUMBERS)]), "");
     }
 }
