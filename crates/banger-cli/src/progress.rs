@@ -20,7 +20,7 @@ const BRIEF: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(15);
 /// The spinner and its space.
 const SPINNER: usize = 2;
-/// So much of a stage's name is shown on the narrowest terminal.
+/// So much of what is done is named on the narrowest terminal.
 const LEAST: usize = 12;
 /// How often [`Progress::tick`] is to be called.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
@@ -107,10 +107,10 @@ impl Progress {
             }
             let bar = self.bar.get_or_insert_with(bar);
             // How far it is has to be seen, and the end of a name need not.
-            let (title, how_far) = (&self.title, stage.how_far(stage.began.elapsed().as_secs()));
-            let taken = SPINNER + title.width() + ": ".width() + how_far.width();
-            let left = usize::from(terminal::size().cols).saturating_sub(taken);
-            bar.set_message(format!("{title}: {}{how_far}", cut(&stage.text, left.max(LEAST))));
+            let how_far = stage.how_far(stage.began.elapsed().as_secs());
+            let left = usize::from(terminal::size().cols).saturating_sub(SPINNER + how_far.width());
+            let what = cut(&format!("{}: {}", self.title, stage.text), left.max(LEAST));
+            bar.set_message(format!("{what}{how_far}"));
             bar.tick();
         } else if self.lines == Lines::Stages {
             let due = match stage.told {

@@ -43,6 +43,8 @@ pub(crate) struct State {
     pub(crate) holds: bool,
     /// It was cancelled.
     pub(crate) cancelled: bool,
+    /// What a job tells before its end, each after so long; without any a few words at once.
+    pub(crate) events: Vec<(Duration, Value)>,
     /// The connection is cut after the first event of a job, once.
     pub(crate) cut_job: bool,
     /// The connection is cut when a job was begun over it, once.
@@ -306,20 +308,23 @@ fn watch(stream: &UnixStream, parameters: &Value, state: &Arc<Mutex<State>>) -> 
         let state = state.lock().unwrap();
         state.hangs || state.holds
     };
-    let events = [
-        json!({"event": "stage", "text": "boot"}),
-        json!({"event": "note", "text": "it is slow"}),
-        json!({"event": "finished", "result": result}),
-    ];
-    for (seq, mut event) in (1..).zip(events) {
+    let mut events = state.lock().unwrap().events.clone();
+    if events.is_empty() {
+        events.push((Duration::ZERO, json!({"event": "stage", "text": "boot"})));
+        events.push((Duration::ZERO, json!({"event": "note", "text": "it is slow"})));
+    }
+    events.push((Duration::ZERO, json!({"event": "finished", "result": result})));
+    let last = events.len() as u64;
+    for (seq, (pause, mut event)) in (1..).zip(events) {
         if parameters["after"].as_u64().unwrap() >= seq {
             continue;
         }
-        while hangs && seq == 3 && !state.lock().unwrap().cancelled {
+        std::thread::sleep(pause);
+        while hangs && seq == last && !state.lock().unwrap().cancelled {
             std::thread::sleep(Duration::from_millis(2));
         }
         (event["seq"], event["at_ms"]) = (seq.into(), 0.into());
-        send(stream, &json!({"parameters": event, "continues": seq < 3}), None);
+        send(stream, &json!({"parameters": event, "continues": seq < last}), None);
         if seq == 2 && std::mem::take(&mut state.lock().unwrap().cut_job) {
             stream.shutdown(std::net::Shutdown::Both).unwrap();
             return false;
