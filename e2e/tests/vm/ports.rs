@@ -265,11 +265,13 @@ fn forward_comes_back(world: &mut World) -> anyhow::Result<()> {
 }
 
 fn forward_hostile(world: &mut World) -> anyhow::Result<()> {
-    published(world, &["8012:12", "8007:7", "8099:99"])?;
+    published(world, &["8012:12", "8007:7", "8098:98", "8099:99"])?;
     serve(world, 7, "exec cat")?;
-    // One that floods and never reads, and one that ends in the middle.
+    // One that floods and never reads, and two that are killed in the middle: at once, and when they were asked.
     serve(world, 12, "exec cat /dev/zero")?;
-    serve(world, 99, "echo half; kill -9 $PPID; sleep 100")?;
+    serve(world, 98, "echo half; kill -9 $$")?;
+    serve(world, 99, "echo half; dd bs=1 count=1 of=/dev/null; kill -9 $$")?;
+    half(world)?;
     let rss = || -> anyhow::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", world.daemon_pid()?))?;
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
@@ -288,9 +290,28 @@ fn forward_hostile(world: &mut World) -> anyhow::Result<()> {
     ensure!(world.exec("box", &["echo", "here"])?.text() == "here");
     drop(floods);
     world.until("others are served", || Ok(exchange(8007, b"x").is_ok_and(|back| back == b"x")))?;
+    half(world)?;
     let end = "for p in /proc/[0-9]*; do read c <$p/comm; [ $c = nc ] && kill -9 ${p#/proc/}; done";
     world.run(&["vm", "exec", "box", "--", "sh", "-c", end])?;
     world.until("nothing is served", || is_reset(8012))?;
+    Ok(())
+}
+
+/// A server that is killed in the middle: what it said arrives, then its end as its kernel tells it, and others go on.
+fn half(world: &World) -> anyhow::Result<()> {
+    let daemon = world.daemon_pid()?;
+    for _ in 0..10 {
+        // It has read all there was: an end. Something was left unread: a reset (tcp(7), RFC 2525 2.17).
+        ensure!(exchange(8098, b"")? == b"half\n");
+        let mut asked = connect(8099)?;
+        let mut said = [0; 5];
+        asked.read_exact(&mut said)?;
+        asked.write_all(&[b'?'; 1000])?;
+        let end = asked.read(&mut [0]);
+        let is_reset = end.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
+        ensure!(&said == b"half\n" && is_reset, "{said:?}, then {end:?}");
+    }
+    ensure!(world.daemon_pid()? == daemon, "the daemon was started again");
     Ok(())
 }
 
