@@ -24,7 +24,8 @@ pub const EMPTY: &str = "empty";
 pub const NO_UDEV: &str = "synthetic-no-udev";
 /// Synthetic: [`TINY`] with busybox's init.
 pub const BUSYBOX_INIT: &str = "synthetic-busybox-init";
-/// Synthetic: Debian's minimum with sysvinit and its scripts, and without modprobe.
+/// Synthetic: Debian's minimum with sysvinit and its scripts, and without modprobe. It has vim, htop and tmux, for tests of
+/// the terminal.
 pub const SYSVINIT: &str = "synthetic-sysvinit";
 /// Synthetic: Debian's minimum with OpenRC, started by busybox's init as in Alpine.
 pub const OPEN_RC: &str = "synthetic-openrc";

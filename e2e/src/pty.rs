@@ -111,6 +111,29 @@ impl Pty {
         }
     }
 
+    /// Has an emulator show what came, until its screen is so.
+    pub fn until_screen(
+        &self,
+        emulator: &mut vt100::Parser,
+        what: &str,
+        so: impl Fn(&vt100::Screen) -> bool,
+    ) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let shown = std::mem::take(&mut *self.shown.lock().unwrap_or_else(PoisonError::into_inner));
+            emulator.process(&shown);
+            if so(emulator.screen()) {
+                return Ok(());
+            }
+            let screen = emulator.screen().contents();
+            ensure!(
+                Instant::now() < deadline,
+                "waited in vain until {what}, with this on the screen:\n{screen}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Waits until the settings are, or are not, these.
     pub fn until_settings(&self, are: bool, these: &Settings) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;

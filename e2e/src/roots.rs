@@ -35,7 +35,10 @@ pub const SYNTHETIC: &[Synthetic] = &[
     Synthetic { name: TINY, make: Make::Directory(tiny) },
     Synthetic { name: EMPTY, make: Make::Directory(|_| Ok(())) },
     Synthetic { name: BUSYBOX_INIT, make: Make::Directory(busybox_init) },
-    Synthetic { name: SYSVINIT, make: Make::Packages(&["sysv-rc", "sysvinit-core"], SYSVINIT_CHANGES) },
+    Synthetic {
+        name: SYSVINIT,
+        make: Make::Packages(&["htop", "sysv-rc", "sysvinit-core", "tmux", "vim-tiny"], SYSVINIT_CHANGES),
+    },
     Synthetic { name: OPEN_RC, make: Make::Packages(&["busybox-static", "openrc"], OPEN_RC_CHANGES) },
 ];
 

@@ -23,6 +23,7 @@ mod pid1;
 mod ports;
 mod refuse;
 mod run;
+mod screen;
 mod set;
 mod ssh;
 mod systemd;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         run::TESTS,
         exec::TESTS,
         terminal::TESTS,
+        screen::TESTS,
         copy::TESTS,
         daemon::TESTS,
         chaos::TESTS,
