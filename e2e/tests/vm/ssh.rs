@@ -7,8 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use e2e::pty::Pty;
 use e2e::world::{Ran, SMALL, World, code, finish, wait};
-use e2e::{DEBIAN, KERNEL, isolate};
+use e2e::{DEBIAN, KERNEL, help, isolate};
 
 use crate::Body;
 
@@ -72,26 +73,27 @@ fn everything(world: &mut World) -> anyhow::Result<()> {
     let installed = world.ok(&["ssh-config", "--install"])?;
     ensure!(!installed.stderr.contains("warning"), "{}", installed.stderr);
     let line = [
-        "vm", "create", "--name", "deb", "--image", DEBIAN, "--kernel", KERNEL, "--memory", "1GiB",
+        "vm", "create", "--name", "box", "--image", DEBIAN, "--kernel", KERNEL, "--memory", "1GiB",
         "--no-nat",
     ];
     world.ok(&line)?;
 
-    ensure!(ok(world, &["ssh", "deb.vm", "id -un"])?.text() == "root");
-    tool(world, &["ssh", "deb.vm", "exit 7"])?.expect(7)?;
+    ensure!(ok(world, &["ssh", "box.vm", "id -un"])?.text() == "root");
+    tool(world, &["ssh", "box.vm", "exit 7"])?.expect(7)?;
     let noise: Vec<u8> = (0..2_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    let echo = tool_with(world, &["ssh", "deb.vm", "cat"], Some(noise.clone()))?.expect(0)?;
+    let echo = tool_with(world, &["ssh", "box.vm", "cat"], Some(noise.clone()))?.expect(0)?;
     ensure!(echo.stdout == noise, "{} bytes came back of {}", echo.stdout.len(), noise.len());
     files(world, &noise)?;
     words(world)?;
     agent(world)?;
+    examples(world)?;
     outlives_the_daemon(world)?;
     alarm(world)?;
 
-    world.ok(&["vm", "delete", "--force", "deb"])?;
+    world.ok(&["vm", "delete", "--force", "box"])?;
     ensure!(known(world)?.is_empty(), "{:?}", known(world)?);
-    let gone = tool(world, &["ssh", "deb.vm", "true"])?.expect(255)?;
-    ensure!(gone.stderr.contains("deb"), "{}", gone.stderr);
+    let gone = tool(world, &["ssh", "box.vm", "true"])?.expect(255)?;
+    ensure!(gone.stderr.contains("there is no VM 'box'"), "{}", gone.stderr);
     world.ok(&["ssh-config", "--uninstall"])?;
     ensure!(fs::read_to_string(home.join(".ssh/config"))? == own, "the configuration is another");
     fs::remove_dir_all(home.join(".ssh"))?;
@@ -104,22 +106,22 @@ fn files(world: &World, noise: &[u8]) -> anyhow::Result<()> {
     fs::create_dir_all(home.join("tree/a b/empty"))?;
     fs::write(home.join("tree/a b/it's"), noise)?;
     std::os::unix::fs::symlink("a b/it's", home.join("tree/link"))?;
-    ok(world, &["scp", "-q", "-r", "tree/a b", "deb.vm:/root/scp"])?;
-    ok(world, &["scp", "-q", "-r", "deb.vm:/root/scp", "back"])?;
+    ok(world, &["scp", "-q", "-r", "tree/a b", "box.vm:/root/scp"])?;
+    ok(world, &["scp", "-q", "-r", "box.vm:/root/scp", "back"])?;
     ok(world, &["diff", "-r", "tree/a b", "back"])?;
-    ok(world, &["rsync", "-a", "tree/", "deb.vm:/root/rsync/"])?;
-    ok(world, &["rsync", "-a", "deb.vm:/root/rsync/", "synced"])?;
+    ok(world, &["rsync", "-a", "tree/", "box.vm:/root/rsync/"])?;
+    ok(world, &["rsync", "-a", "box.vm:/root/rsync/", "synced"])?;
     ok(world, &["diff", "-r", "--no-dereference", "tree", "synced"])?;
     let batch = "mkdir sftp\nput \"tree/a b/it's\" sftp/file\nget sftp/file got\nls -l sftp\n";
-    tool_with(world, &["sftp", "-q", "-b", "-", "deb.vm"], Some(batch.into()))?.expect(0)?;
+    tool_with(world, &["sftp", "-q", "-b", "-", "box.vm"], Some(batch.into()))?.expect(0)?;
     ensure!(fs::read(home.join("got"))? == noise, "what sftp got is not what it put");
     let make = "git init -q -b main repo && cd repo && echo there >file && git add file &&
         git -c user.name=a -c user.email=a@b commit -q -m one";
-    world.exec("deb", &["sh", "-c", make])?;
-    ok(world, &["git", "clone", "-q", "deb.vm:/root/repo", "clone"])?;
+    world.exec("box", &["sh", "-c", make])?;
+    ok(world, &["git", "clone", "-q", "box.vm:/root/repo", "clone"])?;
     ensure!(fs::read_to_string(home.join("clone/file"))? == "there\n");
     ok(world, &["git", "-C", "clone", "push", "-q", "origin", "main:other"])?;
-    world.exec("deb", &["git", "-C", "repo", "rev-parse", "--verify", "other"])?;
+    world.exec("box", &["git", "-C", "repo", "rev-parse", "--verify", "other"])?;
     for name in ["tree", "back", "synced", "clone"] {
         fs::remove_dir_all(home.join(name))?;
     }
@@ -142,18 +144,53 @@ fn words(world: &World) -> anyhow::Result<()> {
         "a;b&&c|d>e",
         "\u{e9}",
     ];
-    let ran = world.ok(&[&["vm", "ssh", "deb", "--", "printf", "%s\\0"], odd.as_slice()].concat())?;
+    let ran = world.ok(&[&["vm", "ssh", "box", "--", "printf", "%s\\0"], odd.as_slice()].concat())?;
     let expected: Vec<u8> = odd.iter().flat_map(|word| [word.as_bytes(), b"\0"].concat()).collect();
     ensure!(ran.stdout == expected, "{:?}", ran.text());
     for (command, status) in [(&["sh", "-c", "exit 3"][..], 3), (&["no-such-program"], 127)] {
-        world.run(&[&["vm", "ssh", "deb", "--"], command].concat())?.expect(status)?;
+        world.run(&[&["vm", "ssh", "box", "--"], command].concat())?.expect(status)?;
     }
     // By its id, without a command: a login shell that reads its input.
-    let shown = world.show("deb")?;
+    let shown = world.show("box")?;
     let id = e2e::world::find(&shown, "id").and_then(|id| id.as_str()).context("no id")?;
     let ran = world.run_with(&["vm", "ssh", &id[..6]], b"echo $0; exit 5\n".to_vec())?.expect(5)?;
     // After what the distribution greets with.
     ensure!(ran.text().lines().last() == Some("-bash"), "{}", ran.text());
+    Ok(())
+}
+
+/// Whether an example of the help needs an sshd in its guest. [`examples`] runs it.
+pub(crate) fn runs(example: &str) -> bool {
+    example.starts_with("banger vm ssh ")
+}
+
+/// What the help shows, as it is shown there: with programs and a repository in the guest as its reader has them.
+fn examples(world: &World) -> anyhow::Result<()> {
+    let prepare =
+        "printf '#!/bin/sh\nexec test -t 0\n' >/usr/local/bin/htop && chmod +x /usr/local/bin/htop &&
+        git init -q -b main && git pull -q /root/repo main &&
+        git config branch.main.remote /root/repo && git config branch.main.merge refs/heads/main";
+    world.exec("box", &["sh", "-c", prepare])?;
+    let mut run = 0;
+    for page in help::pages(&|words: &[&str]| world.command(words))? {
+        for example in page.examples().iter().filter(|example| runs(example)) {
+            let mut command = Command::new("sh");
+            world.dress(&mut command);
+            let path = format!("{}:/usr/local/bin:/usr/bin:/bin", e2e::bin_dir().display());
+            command.env("PATH", path).args(["-c", example]);
+            let mut pty = Pty::start(command, 24, 80)?;
+            if !example.contains(" -- ") {
+                // A shell is left when it is there.
+                pty.until("root@box:~# ")?;
+                pty.press(b"exit\r")?;
+            }
+            let status = pty.end().with_context(|| format!("the example '{example}'"))?;
+            let said = String::from_utf8_lossy(&pty.shown()).into_owned();
+            ensure!(status == 0, "the example '{example}' ended with {status}: {said}");
+            run += 1;
+        }
+    }
+    ensure!(run > 3, "{run} examples need an sshd");
     Ok(())
 }
 
@@ -166,14 +203,14 @@ fn agent(world: &World) -> anyhow::Result<()> {
         finish(command, None)
     };
     let ask = ["--", "printenv", "SSH_AUTH_SOCK"];
-    with_agent(&[&["vm", "ssh", "deb"], ask.as_slice()].concat())?.expect(1)?;
-    with_agent(&[&["vm", "ssh", "-A", "deb"], ask.as_slice()].concat())?.expect(0)?;
+    with_agent(&[&["vm", "ssh", "box"], ask.as_slice()].concat())?.expect(1)?;
+    with_agent(&[&["vm", "ssh", "-A", "box"], ask.as_slice()].concat())?.expect(0)?;
     Ok(())
 }
 
 fn outlives_the_daemon(world: &World) -> anyhow::Result<()> {
     let mut command = Command::new("ssh");
-    command.args(["deb.vm", "echo begun; sleep 4; echo ended"]);
+    command.args(["box.vm", "echo begun; sleep 4; echo ended"]);
     bare(world, &mut command);
     let mut ssh = command.stdout(Stdio::piped()).spawn()?;
     let mut said = std::io::BufReader::new(ssh.stdout.take().context("no stdout")?);
@@ -193,19 +230,19 @@ fn outlives_the_daemon(world: &World) -> anyhow::Result<()> {
 fn alarm(world: &World) -> anyhow::Result<()> {
     let change = "rm /etc/ssh/ssh_host_ed25519_key && ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key &&
         systemctl restart ssh";
-    world.exec("deb", &["sh", "-c", change])?;
-    for ran in [tool(world, &["ssh", "deb.vm", "true"])?, world.run(&["vm", "ssh", "deb", "--", "true"])?] {
+    world.exec("box", &["sh", "-c", change])?;
+    for ran in [tool(world, &["ssh", "box.vm", "true"])?, world.run(&["vm", "ssh", "box", "--", "true"])?] {
         let ran = ran.expect(255)?;
         ensure!(ran.stderr.contains("REMOTE HOST IDENTIFICATION HAS CHANGED"), "{}", ran.stderr);
     }
     // A restart gives it the key back that was made with it.
-    world.ok(&["vm", "restart", "deb"])?;
-    tool(world, &["ssh", "deb.vm", "true"])?.expect(0)?;
-    world.exec("deb", &["systemctl", "stop", "ssh.service"])?;
-    let ours = world.run(&["vm", "ssh", "deb", "--", "true"])?.expect(125)?;
-    for ran in [ours, tool(world, &["ssh", "deb.vm", "true"])?.expect(255)?] {
+    world.ok(&["vm", "restart", "box"])?;
+    tool(world, &["ssh", "box.vm", "true"])?.expect(0)?;
+    world.exec("box", &["systemctl", "stop", "ssh.service"])?;
+    let ours = world.run(&["vm", "ssh", "box", "--", "true"])?.expect(125)?;
+    for ran in [ours, tool(world, &["ssh", "box.vm", "true"])?.expect(255)?] {
         ensure!(ran.stderr.contains("its sshd does not listen on port 22"), "{}", ran.stderr);
-        ensure!(ran.stderr.contains("banger vm exec -it deb -- sh"), "{}", ran.stderr);
+        ensure!(ran.stderr.contains("banger vm exec -it box -- sh"), "{}", ran.stderr);
     }
     Ok(())
 }
