@@ -153,8 +153,8 @@ fn ssh_understands_what_is_printed() {
     let of_vm = shown("box.vm");
     let state = world.path("state");
     let proxy = of_vm.lines().find_map(|line| line.strip_prefix("proxycommand ")).unwrap();
-    assert!(proxy.starts_with("env BANGER_RUNTIME_DIR="), "{proxy}");
-    assert!(proxy.contains(&format!(" BANGER_STATE_DIR=\"{}\" ", state.display())), "{proxy}");
+    assert!(proxy.starts_with(&format!("env BANGER_STATE_DIR=\"{}\" ", state.display())), "{proxy}");
+    assert!(proxy.contains(" BANGER_RUNTIME_DIR="), "{proxy}");
     assert!(proxy.ends_with(&format!(" \"{}\" vm proxy '%h' %p", env!("CARGO_BIN_EXE_banger"))), "{proxy}");
     for line in [
         "user root",
@@ -179,6 +179,18 @@ fn ssh_understands_what_is_printed() {
     assert!(!proxy("printed", "x';true;'.vm").1);
     assert_eq!(proxy("other", "plain.vm"), (true, true));
     assert_eq!(proxy("other", "x_true_.vm"), (true, false), "a name with a quote in it gets to the shell");
+}
+
+/// The proxy of an ssh without XDG's variables, or with others, finds the daemon whose keys are beside it.
+#[test]
+fn ssh_is_told_of_places_that_xdg_says() {
+    let world = World::new();
+    let mut command = world.command(&["ssh-config"]);
+    command.env_remove("BANGER_STATE_DIR").env("XDG_STATE_HOME", world.path("xdg"));
+    let printed = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let state = format!("{}/banger", world.path("xdg").display());
+    assert!(printed.contains(&format!("ProxyCommand env BANGER_STATE_DIR=\"{state}\" ")), "{printed}");
+    assert!(printed.contains(&format!("IdentityFile \"{state}/ssh/id_ed25519\"")), "{printed}");
 }
 
 #[test]

@@ -23,20 +23,9 @@ use banger_sys::{command, env, paths};
 use crate::context::Context;
 use crate::error::{CliError, io_error};
 
-/// Variables that say where banger's files and programs are. Who starts the client later need not have them.
-const PLACES: &[&str] = &[
-    env::BANGER_RUNTIME_DIR,
-    env::BANGER_STATE_DIR,
-    env::BANGER_CACHE_DIR,
-    env::BANGER_CONFIG,
-    env::BANGER_DAEMON,
-    env::BANGER_AGENT,
-    env::BANGER_QEMU,
-    env::BANGER_PASST,
-    env::XDG_STATE_HOME,
-    env::XDG_CACHE_HOME,
-    env::XDG_CONFIG_HOME,
-];
+/// Variables that are handed on where they are set: whoever starts the client later need not have them.
+const HANDED_ON: &[&str] =
+    &[env::BANGER_RUNTIME_DIR, env::BANGER_DAEMON, env::BANGER_AGENT, env::BANGER_QEMU, env::BANGER_PASST];
 
 /// What the client is told of VMs: keywords and arguments of ssh_config(5).
 #[derive(Debug)]
@@ -45,11 +34,21 @@ pub(crate) struct Options(Vec<(&'static str, String)>);
 impl Options {
     /// For a client with any environment and any configuration beside this one.
     pub(crate) fn of(context: &Context) -> Result<Self, CliError> {
-        let places = PLACES.iter().filter_map(|name| env::var(name).map(|value| (*name, value)));
-        let mut proxy = String::new();
-        for (name, value) in places {
-            let separator = if proxy.is_empty() { "env " } else { "" };
-            proxy.push_str(&format!("{separator}{name}={} ", quote::written(name, Path::new(&value))?));
+        // Always said, for they may be others where XDG's variables are: the key and the host keys below are of these.
+        let paths = &context.paths;
+        let places = [
+            (env::BANGER_STATE_DIR, &paths.state),
+            (env::BANGER_CACHE_DIR, &paths.cache),
+            (env::BANGER_CONFIG, &paths.config),
+        ];
+        let mut proxy = "env ".to_owned();
+        for (name, path) in places {
+            proxy.push_str(&format!("{name}={} ", quote::written(name, path)?));
+        }
+        for name in HANDED_ON {
+            if let Some(value) = env::var(name) {
+                proxy.push_str(&format!("{name}={} ", quote::written(name, Path::new(&value))?));
+            }
         }
         let banger = quote::written("the path of banger", &own_path()?)?;
         // In single quotes: a client older than 9.6 hands any host name to the shell.
