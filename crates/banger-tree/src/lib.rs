@@ -6,10 +6,11 @@
 //! ```
 //! The other side may be hostile. So what arrives is written below one directory, through no symlink, under no name but the
 //! one the receiver chose; only directories, regular files, and symlinks and hard links among them, in bounded number and
-//! depth. The size of files is bounded by the disk alone. What arrived before an error stays.
+//! depth; and on the host never so much that a file system is full. What arrived whole before an error stays.
 
 mod pack;
 mod place;
+mod room;
 mod time;
 mod unpack;
 
@@ -52,6 +53,9 @@ pub enum TreeError {
     /// It is not to be done: a clear sentence.
     #[error("{0}")]
     Refused(String),
+    /// A file system has no room for what a guest sends: a clear sentence.
+    #[error("{0}")]
+    NoRoom(String),
 }
 
 impl TreeError {
@@ -59,7 +63,7 @@ impl TreeError {
     pub fn chain(&self) -> String {
         match self {
             Self::System { cause, .. } | Self::Broken(cause) => format!("{self}: {cause}"),
-            Self::Refused(_) => self.to_string(),
+            Self::Refused(_) | Self::NoRoom(_) => self.to_string(),
         }
     }
 

@@ -353,6 +353,16 @@ fn torn_and_bloated_archives_are_refused() {
     }
     // Programs differ in how many blocks they end it with: one says it.
     unpack(open(dir.path()), &whole[..whole.len() - 512], HOST, &mut Counts::default()).unwrap();
+    // A part of a file does not stay, and is not counted; a file before it does.
+    let torn = archive(&[
+        ("t/", EntryType::Directory, ""),
+        ("t/a", EntryType::Regular, "whole"),
+        ("t/b", EntryType::Regular, "part"),
+    ]);
+    let (mut counts, top) = (Counts::default(), dir.path().join("t"));
+    let torn = &torn[..512 * 4 + 2];
+    place(&top, Top::Named(None), torn, HOST, &mut counts).expect_err("it is torn");
+    assert_eq!((counts, fs::read_dir(&top).unwrap().count()), (Counts { entries: 2, bytes: 5 }, 1));
     // A name that never ends costs no memory.
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::GNULongName);

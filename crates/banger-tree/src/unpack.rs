@@ -3,6 +3,7 @@
 //! The archive's writer may be hostile: headers are read within a budget, no path says its own way out of the directory that
 //! was asked for, and what an entry may give is a matter of the reader's [`Rules`]. `target` writes.
 
+mod file;
 mod target;
 
 use std::cell::Cell;
@@ -44,6 +45,8 @@ pub struct Rules {
     bits: u32,
     /// Whether files may say where their holes are. Such a file can be endless for nothing.
     sparse: bool,
+    /// Whether some room is left on every file system.
+    leaves_room: bool,
 }
 
 impl Rules {
@@ -53,12 +56,13 @@ impl Rules {
             Owners::Caller => 0o7777 & !PRIVILEGED,
             Owners::Archive => 0o7777,
         };
-        Self { owners, bits, sparse: true }
+        Self { owners, bits, sparse: true, leaves_room: false }
     }
 
-    /// On the host, from a guest that may be hostile: no file gives privileges, whomever it belongs to.
+    /// On the host, from a guest that may be hostile: no file gives privileges, whomever it belongs to, and no file system is
+    /// filled.
     pub const fn host(owners: Owners) -> Self {
-        Self { owners, bits: 0o7777 & !PRIVILEGED, sparse: false }
+        Self { owners, bits: 0o7777 & !PRIVILEGED, sparse: false, leaves_room: true }
     }
 }
 

@@ -1,34 +1,32 @@
 //! Writing below one directory.
 //!
-//! Every path is opened from that directory (openat2: beneath it, through no symlink), files are made new in the place of
-//! what was there, and runs of zeros become holes. Modes and times of directories come last, when they are filled.
+//! Every path is opened from that directory (openat2: beneath it, through no symlink), and files are made new in the place of
+//! what was there. Modes and times of directories come last, when they are filled.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 use tar::{Entry, EntryType};
 
-use super::{Layout, Owners, PIECE, Rules};
+use super::{Layout, Owners, Rules};
+use crate::room::{self, Amount, Room};
 use crate::{Counts, Doing, TreeError, time};
 
 /// Bytes that the directories may take in memory, whose times come last.
 const MAX_DIRECTORIES: usize = 256 * 1024 * 1024;
-/// What becomes a hole when it is all zeros.
-const BLOCK: usize = 4096;
 
 /// The directory that is written into.
 pub(super) struct Target {
     base: OwnedFd,
     layout: Layout,
     rules: Rules,
+    room: Option<Room>,
     /// What belongs to them, by their paths: each comes before what is in it.
     directories: BTreeMap<PathBuf, Attributes>,
     remembered: usize,
@@ -36,15 +34,16 @@ pub(super) struct Target {
 
 /// What an entry gets besides its content.
 #[derive(Debug, Clone, Copy)]
-struct Attributes {
+pub(super) struct Attributes {
     mode: u32,
     mtime: Timespec,
     owner: Option<(Uid, Gid)>,
 }
 
 impl Target {
-    pub(super) const fn new(base: OwnedFd, layout: Layout, rules: Rules) -> Self {
-        Self { base, layout, rules, directories: BTreeMap::new(), remembered: 0 }
+    pub(super) fn new(base: OwnedFd, layout: Layout, rules: Rules) -> Self {
+        let room = rules.leaves_room.then(Room::default);
+        Self { base, layout, rules, room, directories: BTreeMap::new(), remembered: 0 }
     }
 
     /// Writes one entry.
@@ -64,7 +63,7 @@ impl Target {
                 Err(TreeError::Refused("the archive has something else in a directory's place".to_owned()))
             }
             EntryType::Directory => {
-                make_directory(&self.base, &path, attributes.mode)?;
+                self.make_directory(&path, attributes.mode)?;
                 self.remembered += path.as_os_str().len() + size_of::<(PathBuf, Attributes)>();
                 if self.remembered > MAX_DIRECTORIES {
                     return Err(TreeError::Refused("the archive has too many directories".to_owned()));
@@ -127,30 +126,10 @@ impl Target {
         Ok(Attributes { mode, mtime, owner })
     }
 
-    fn file(
-        &self,
-        path: &Path,
-        attributes: Attributes,
-        entry: &mut Entry<'_, impl Read>,
-        counts: &mut Counts,
-    ) -> Result<(), TreeError> {
-        let doing = || format!("writing the file {}", path.display());
-        let (parent, name) = self.parent(path)?;
-        clear(&parent, name, path)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o600)).doing(doing)?;
-        let file = File::from(fd);
-        let before = counts.bytes;
-        write_content(entry, &file, counts, doing)?;
-        if counts.bytes - before != entry.size() {
-            return Err(TreeError::Broken(io::ErrorKind::UnexpectedEof.into()));
-        }
-        attributes.give(&file).doing(doing)
-    }
-
-    fn symlink(&self, path: &Path, attributes: Attributes, to: &Path) -> Result<(), TreeError> {
+    fn symlink(&mut self, path: &Path, attributes: Attributes, to: &Path) -> Result<(), TreeError> {
         let doing = || format!("making the link {}", path.display());
         let (parent, name) = self.parent(path)?;
+        self.take_room(&parent, room::ENTRY, path)?;
         clear(&parent, name, path)?;
         // Where it leads is its user's matter: nothing here ever follows it.
         rustix::fs::symlinkat(to, &parent, name).doing(doing)?;
@@ -161,7 +140,7 @@ impl Target {
         rustix::fs::utimensat(&parent, name, &attributes.times(), flags).doing(doing)
     }
 
-    fn hard_link(&self, path: &Path, to: &Path) -> Result<(), TreeError> {
+    fn hard_link(&mut self, path: &Path, to: &Path) -> Result<(), TreeError> {
         let doing = || format!("making the link {} to {}", path.display(), to.display());
         let source = open_below(&self.base, to, OFlags::PATH | OFlags::NOFOLLOW).doing(doing)?;
         let mode = rustix::fs::fstat(&source).doing(doing)?.st_mode;
@@ -172,6 +151,7 @@ impl Target {
             return Ok(());
         }
         let (parent, name) = self.parent(path)?;
+        self.take_room(&parent, room::ENTRY, path)?;
         clear(&parent, name, path)?;
         match rustix::fs::linkat(&source, "", &parent, name, AtFlags::EMPTY_PATH) {
             // Without privileges a descriptor is linked through its name in /proc (open(2)).
@@ -185,16 +165,43 @@ impl Target {
     }
 
     /// The open parent of `path`, and the name in it.
-    fn parent<'a>(&self, path: &'a Path) -> Result<(OwnedFd, &'a OsStr), TreeError> {
+    pub(super) fn parent<'a>(&mut self, path: &'a Path) -> Result<(OwnedFd, &'a OsStr), TreeError> {
         let above = path.parent().unwrap_or(Path::new(""));
         let name = path.file_name().unwrap_or(path.as_os_str());
         let opened = match open_below(&self.base, above, OFlags::DIRECTORY | OFlags::PATH) {
-            Err(Errno::NOENT) => make_directory(&self.base, above, 0o755)?,
+            Err(Errno::NOENT) => self.make_directory(above, 0o755)?,
             opened => {
                 opened.map_err(in_the_way).doing(|| format!("opening the directory of {}", path.display()))?
             }
         };
         Ok((opened, name))
+    }
+
+    /// Makes a directory, and what is missing above it.
+    fn make_directory(&mut self, path: &Path, mode: u32) -> Result<OwnedFd, TreeError> {
+        let doing = || format!("making the directory {}", path.display());
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY;
+        let mut at = open_below(&self.base, Path::new("."), flags).doing(doing)?;
+        for name in path {
+            // Its own bits come at the end: it is to be filled first.
+            match rustix::fs::mkdirat(&at, name, Mode::from_raw_mode((mode & 0o777) | 0o700)) {
+                Ok(()) => self.take_room(&at, room::ENTRY, path)?,
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).doing(doing),
+            }
+            at = open_below(&at, Path::new(name), flags).map_err(in_the_way).doing(doing)?;
+        }
+        Ok(at)
+    }
+
+    /// Takes room where some is to be left.
+    pub(super) fn take_room(
+        &mut self,
+        file: impl AsFd,
+        wanted: Amount,
+        path: &Path,
+    ) -> Result<(), TreeError> {
+        self.room.as_mut().map_or(Ok(()), |room| room.take(file, wanted, path))
     }
 }
 
@@ -204,7 +211,7 @@ impl Attributes {
     }
 
     /// The owner first: a change of it takes bits away.
-    fn give(&self, fd: impl AsFd) -> Result<(), Errno> {
+    pub(super) fn give(&self, fd: impl AsFd) -> Result<(), Errno> {
         if let Some((uid, gid)) = self.owner {
             rustix::fs::fchown(&fd, Some(uid), Some(gid))?;
         }
@@ -236,24 +243,8 @@ fn in_the_way(error: Errno) -> io::Error {
     }
 }
 
-/// Makes a directory, and what is missing above it.
-fn make_directory(base: &OwnedFd, path: &Path, mode: u32) -> Result<OwnedFd, TreeError> {
-    let doing = || format!("making the directory {}", path.display());
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY;
-    let mut at = open_below(base, Path::new("."), flags).doing(doing)?;
-    for name in path {
-        // Its own bits come at the end: it is to be filled first.
-        match rustix::fs::mkdirat(&at, name, Mode::from_raw_mode((mode & 0o777) | 0o700)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error).doing(doing),
-        }
-        at = open_below(&at, Path::new(name), flags).map_err(in_the_way).doing(doing)?;
-    }
-    Ok(at)
-}
-
 /// Takes away what is in the place of a new file. A directory stays and makes the file fail.
-fn clear(parent: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), TreeError> {
+pub(super) fn clear(parent: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), TreeError> {
     match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(Errno::ISDIR) => {
@@ -262,49 +253,4 @@ fn clear(parent: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), TreeError> {
         }
         Err(error) => Err(error).doing(|| format!("replacing {}", path.display())),
     }
-}
-
-/// Writes what is no zeros, and leaves holes for the rest.
-fn write_content(
-    content: &mut impl Read,
-    file: &File,
-    counts: &mut Counts,
-    doing: impl Fn() -> String,
-) -> Result<(), TreeError> {
-    let mut buffer = vec![0; PIECE];
-    let mut offset = 0;
-    loop {
-        let count = fill(content, &mut buffer).map_err(TreeError::Broken)?;
-        if count == 0 {
-            // The last block may be a hole.
-            return file.set_len(offset).doing(doing);
-        }
-        let is_hole = |block: &[u8]| block.iter().all(|byte| *byte == 0);
-        let blocks: Vec<&[u8]> = buffer[..count].chunks(BLOCK).collect();
-        let mut at = offset;
-        for run in blocks.chunk_by(|one, other| is_hole(one) == is_hole(other)) {
-            let start = usize::try_from(at - offset).unwrap_or(count);
-            let len: usize = run.iter().map(|block| block.len()).sum();
-            if !run.first().is_some_and(|block| is_hole(block)) {
-                file.write_all_at(&buffer[start..start + len], at).doing(&doing)?;
-            }
-            at += len as u64;
-        }
-        offset = at;
-        counts.bytes += count as u64;
-    }
-}
-
-/// Reads until the buffer is full or nothing is left.
-fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match input.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }

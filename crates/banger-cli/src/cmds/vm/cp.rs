@@ -22,6 +22,7 @@ use crate::signals::Interrupts;
 /// side, a tar archive is read from standard input or written to standard output.
 ///
 /// What a VM sends is never trusted: it is written below DST only, through no symlink, and no file keeps set-user-id bits.
+/// A copy out of a VM stops before a file system here is full.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:\n  \
     banger vm cp ./app.conf box:/etc/app.conf\n  \
