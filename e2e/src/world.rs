@@ -277,6 +277,13 @@ impl World {
         Ok(i32::try_from(pid)?)
     }
 
+    /// What the daemon has in memory, KiB.
+    pub fn daemon_kib(&self) -> anyhow::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.daemon_pid()?))?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
+        Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
+    }
+
     /// Kills the daemon at once and waits until it is gone.
     pub fn kill_daemon(&self) -> anyhow::Result<()> {
         let pid = self.daemon_pid()?;

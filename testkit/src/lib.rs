@@ -3,6 +3,7 @@
 //! - [`fake`]: a host whose VMMs, guests and disks are entries of a table, for tests of the daemon.
 //! - [`contract`]: what every implementation of a port of the daemon has to do, fakes and real ones.
 //! - [`faults`]: the daemon's operations broken at a point.
+//! - [`liar`]: a guest's agent that lies.
 //! - [`leaks`]: pictures of a real host.
 //! - [`stub`]: a guest without Linux.
 
@@ -10,6 +11,7 @@ pub mod contract;
 pub mod fake;
 pub mod faults;
 pub mod leaks;
+pub mod liar;
 pub mod stub;
 
 use std::io::Write;

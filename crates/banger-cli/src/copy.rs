@@ -1,7 +1,7 @@
 //! Copying trees between this host and a guest: an archive in a session, made at one end while it is written at the other.
 //!
 //! What a guest sends is written by `banger_tree`, below the destination only, and compared at the end with what the guest
-//! says it sent. Any failure says what arrived: it stays.
+//! says it sent. Any failure says what arrived: it stays, but for a part of a file.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +18,9 @@ use crate::progress::{Lines, Progress, TICK};
 use crate::session::Session;
 use crate::signals::Interrupts;
 use crate::ui::Ui;
+
+/// Where a guest can do harm and where not.
+const WITHIN: &str = "nothing is written outside the destination; see what is there, and try another";
 
 /// One end in a guest.
 #[derive(Debug, Clone)]
@@ -76,7 +79,7 @@ impl Copier<'_, '_> {
             }
         });
         let open = Open::Place { path: to.path.clone(), keep_owners: manner.owners == Owners::Archive };
-        let local = Local::copying(input, Outputs::start());
+        let local = Local::copying(input, Outputs::none());
         let outcome = self.drive(&to.vm, open, local, &moved, total).await;
         let packed = packing.join().map_err(|_| died(&text))?;
         match (outcome, packed) {
@@ -115,23 +118,36 @@ impl Copier<'_, '_> {
                 ErrorReport::new(ErrorCode::GuestFailed, text).cause(cause)
             }
             (Ok(Outcome::Packed { .. }) | Err(CliError::Said(_)), Err(error)) => {
-                let code = if error.is_system() { ErrorCode::InvalidInput } else { ErrorCode::GuestFailed };
-                let report = ErrorReport::new(code, text).cause(exec::printable(&error.chain()));
-                report.hint("nothing is written outside the destination; see what is there, and try another")
+                let (code, hint) = match &error {
+                    TreeError::NoRoom(_) => {
+                        (ErrorCode::ResourceExhausted, "make room there, or copy to another file system")
+                    }
+                    TreeError::System { .. } => (ErrorCode::InvalidInput, WITHIN),
+                    TreeError::Broken(_) | TreeError::Refused(_) => (ErrorCode::GuestFailed, WITHIN),
+                };
+                ErrorReport::new(code, text).cause(exec::printable(&error.chain())).hint(hint)
             }
             (Ok(Outcome::Failed(failure)), _) => {
                 ErrorReport::new(ErrorCode::GuestFailed, text).cause(exec::printable(&failure.message))
             }
             (Ok(other), _) => return Err(exec::unexpected(&other)),
-            (Err(error), _) => return Err(interrupted(error)),
+            (Err(CliError::Interrupted(_)), _) => {
+                let why = match arrived(counts) {
+                    Some(arrived) => format!("interrupted; {arrived}, and stayed in {}", to.display()),
+                    None => "interrupted before anything had arrived".to_owned(),
+                };
+                return Err(CliError::Interrupted(why));
+            }
+            (Err(error), _) => return Err(error.doing(text)),
         };
-        Err(arrived(report, counts).into())
+        let arrived = arrived(counts);
+        Err(arrived.into_iter().fold(report, ErrorReport::cause).into())
     }
 
     /// Unpacks the archive on our standard input below a directory of a guest.
     pub(crate) async fn put_archive(&mut self, to: &GuestPath) -> Result<(), CliError> {
         let open = Open::Unpack { directory: to.path.clone() };
-        let local = Local::copying(exec::read_stdin(), Outputs::start());
+        let local = Local::copying(exec::read_stdin(), Outputs::none());
         match self.drive(&to.vm, open, local, &AtomicU64::new(0), 0).await.map_err(interrupted)? {
             Outcome::Unpacked { .. } => Ok(()),
             Outcome::Failed(failure) => {
@@ -208,11 +224,8 @@ fn receive(
     (counts, placed)
 }
 
-fn arrived(report: ErrorReport, counts: Counts) -> ErrorReport {
-    match counts {
-        Counts { entries: 0, bytes: 0 } => report,
-        Counts { entries, bytes } => report.cause(format!("{entries} entries and {bytes} bytes had arrived")),
-    }
+fn arrived(Counts { entries, bytes }: Counts) -> Option<String> {
+    (entries > 0).then(|| format!("{entries} entries and {bytes} bytes had arrived"))
 }
 
 fn interrupted(error: CliError) -> CliError {

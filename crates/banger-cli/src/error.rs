@@ -35,6 +35,14 @@ pub(crate) enum CliError {
 }
 
 impl CliError {
+    /// The same failure as the cause of what could not be done.
+    pub(crate) fn doing(self, message: impl Into<String>) -> Self {
+        let Self::Failed(mut report) = self else { return self };
+        let why = std::mem::replace(&mut report.message, message.into());
+        report.causes.insert(0, why);
+        Self::Failed(report)
+    }
+
     /// A failure without a cause.
     pub(crate) fn failed(code: ErrorCode, message: impl Into<String>) -> Self {
         Self::from(ErrorReport::new(code, message))

@@ -108,7 +108,7 @@ fn the_good_ones_are_listed_where_others_fail() {
     assert_eq!((output.status.code(), out.lines().count()), (Some(1), 2), "{out}{err}");
     assert!(out.lines().nth(1).unwrap().starts_with("box "), "{out}");
     let errors: Vec<&str> = err.lines().filter(|line| line.starts_with("error:")).collect();
-    assert!(errors.len() == 2 && errors[0].contains("'nobody'") && errors[1].contains("\"other\""), "{err}");
+    assert!(errors.len() == 2 && errors[0].contains("'nobody'") && errors[1].contains("VM 'other'"), "{err}");
     let output = ports(found(&[], true), &["other", "--json"]);
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((output.status.code(), &document["vms"]), (Some(1), &serde_json::json!([])));

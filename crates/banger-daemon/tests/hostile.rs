@@ -3,9 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,12 +12,12 @@ use banger_daemon::clock::HostClock;
 use banger_daemon::guest::Links;
 use banger_daemon::ports::{Channel, Guest, Guests};
 use banger_daemon::service::Services;
-use banger_proto::channel::{AgentLink, Limits, LinkEvent, OUTBOX_TARGET, ServerEvent, SessionTable, Stream};
 use banger_proto::daemon::{Accepted, JobEventKind, JobResult, StartOptions};
-use banger_proto::guest::{Configured, GuestInit, Health, InterfaceCounters, Open, Outcome, SystemState};
+use banger_proto::guest::{Health, InterfaceCounters, Open, Outcome, SystemState};
 use banger_proto::spec::Wait;
-use banger_proto::{ErrorReport, SessionId, VmId, VmSpec};
+use banger_proto::{ErrorReport, VmId, VmSpec};
 use testkit::fake::{FakeWorld, IMAGE, KERNEL};
+use testkit::liar::{self, Answer};
 
 /// What the daemon may need for all of it, in bytes. One window of the channel is 4 MiB at the most.
 const MEMORY: u64 = 64 << 20;
@@ -36,6 +35,8 @@ enum Lie {
     Absurd,
     /// Another answer than was asked for.
     Other,
+    /// Output from where nobody is.
+    Offset,
     /// What is no frame at all.
     Garbage,
     /// A frame that says that it is 4 GiB long.
@@ -51,93 +52,17 @@ impl Guests for ToAgent {
     }
 }
 
-/// Listens, and serves one connection after the other.
-fn agent(socket: &Path, lie: Arc<Mutex<Lie>>) {
-    let listener = UnixListener::bind(socket).unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            // The daemon may hang up on a liar at any moment.
-            let _ = serve(&mut stream.unwrap(), &lie);
+fn answer(lie: Lie, open: &Open) -> Answer {
+    match (lie, open) {
+        (_, Open::Configure(_) | Open::Shutdown { .. } | Open::GrowRoot) | (Lie::Honest, _) => {
+            liar::honest(open)
         }
-    });
-}
-
-fn serve(stream: &mut UnixStream, lie: &Mutex<Lie>) -> std::io::Result<()> {
-    stream.set_nonblocking(true)?;
-    let (mut link, mut table) = (AgentLink::new(7), SessionTable::new(Limits::default()));
-    let mut endless: BTreeMap<SessionId, ()> = BTreeMap::new();
-    loop {
-        let now = *lie.lock().unwrap();
-        let mut raw = None;
-        match stream.read(link.space()) {
-            Ok(0) => return Ok(()),
-            Ok(count) => link.filled(count),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-        while let Some(event) = link.poll() {
-            let LinkEvent::Frame(frame) = event else {
-                table.on_connection_change(0);
-                continue;
-            };
-            match table.on_frame(&frame) {
-                Some(ServerEvent::Opened { session, open }) => match (now, &open) {
-                    (_, Open::Configure(_) | Open::Shutdown { .. } | Open::GrowRoot) | (Lie::Honest, _) => {
-                        table.set_outcome(session, &honest(&open)).unwrap();
-                    }
-                    (Lie::Endless, _) => drop(endless.insert(session, ())),
-                    (Lie::Absurd, _) => table.set_outcome(session, &absurd(&open)).unwrap(),
-                    (Lie::Other, _) => table.set_outcome(session, &Outcome::ShuttingDown).unwrap(),
-                    (Lie::Garbage, _) => raw = Some(vec![0xa5; 1 << 16]),
-                    (Lie::Giant, _) => raw = Some([vec![1, 0], vec![0xff; 64]].concat()),
-                },
-                Some(ServerEvent::Ended { session, .. }) => drop(endless.remove(&session)),
-                Some(
-                    ServerEvent::Data { .. } | ServerEvent::Writable { .. } | ServerEvent::Resumed { .. },
-                )
-                | None => {}
-            }
-        }
-        for session in endless.keys() {
-            let room = table.room(*session, Stream::Stdout).unwrap_or(0);
-            table.write(*session, Stream::Stdout, &vec![b'x'; room.min(1 << 16)]);
-        }
-        if let Some(outbox) = link.outbox() {
-            table.poll_output(outbox, OUTBOX_TARGET);
-        }
-        match stream.write(link.output()) {
-            Ok(count) => link.wrote(count),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-        if let Some(bytes) = raw {
-            // Whatever of it fits.
-            let _ = stream.write(&bytes)?;
-        }
-        if endless.is_empty() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-fn honest(open: &Open) -> Outcome {
-    match open {
-        Open::Configure(_) => Outcome::Configured(Configured {
-            kernel_release: "0".into(),
-            init: GuestInit::Agent,
-            warnings: Vec::new(),
-        }),
-        Open::Clock { .. } => Outcome::Clock { unix_ns: banger_daemon::clock::now_ns() },
-        Open::System => Outcome::System(SystemState { state: "running".into(), failed_units: Vec::new() }),
-        Open::GrowRoot => Outcome::Grown { bytes: 1 },
-        Open::Shutdown { .. } => Outcome::ShuttingDown,
-        _ => Outcome::Health(Health {
-            memory_total: 2,
-            memory_available: 1,
-            root_total: 2,
-            root_free: 1,
-            ..Health::default()
-        }),
+        (Lie::Endless, _) => Answer::Endless(Box::new(|| vec![b'x'; 1 << 16])),
+        (Lie::Absurd, _) => Answer::Outcome(absurd(open)),
+        (Lie::Other, _) => Answer::Outcome(Outcome::ShuttingDown),
+        (Lie::Offset, _) => Answer::Offset(1 << 40),
+        (Lie::Garbage, _) => Answer::Raw(vec![0xa5; 1 << 16]),
+        (Lie::Giant, _) => Answer::Raw([vec![5, 0, 0, 0], vec![0xff; 64]].concat()),
     }
 }
 
@@ -185,7 +110,13 @@ async fn done(services: &Services, begun: Result<Accepted, ErrorReport>) -> JobR
 fn an_agent_that_lies_costs_a_bounded_time_and_memory_and_a_line() {
     let (world, dir) = (FakeWorld::new().unwrap(), tempfile::tempdir().unwrap());
     let (lie, socket) = (Arc::new(Mutex::new(Lie::Honest)), dir.path().join("agent.sock"));
-    agent(&socket, lie.clone());
+    let (now, hiccups) = (lie.clone(), Arc::new(AtomicBool::new(false)));
+    let once = hiccups.clone();
+    let lies = move |open: &Open| match liar::honest(open) {
+        Answer::Outcome(outcome) if once.swap(false, Ordering::Relaxed) => Answer::Hiccups(2, outcome),
+        _ => answer(*now.lock().unwrap(), open),
+    };
+    let _liar = liar::listen(&socket, Arc::new(lies)).unwrap();
     let mut ports = world.ports();
     ports.guests = Arc::new(ToAgent(socket));
     ports.clock = Arc::new(HostClock::default());
@@ -209,14 +140,19 @@ fn an_agent_that_lies_costs_a_bounded_time_and_memory_and_a_line() {
         assert!(matches!(made, JobResult::Vm { .. }), "{made:?}");
         let health = services.vm_health("box").await.unwrap();
         assert_eq!(health.problems, Vec::<String>::new());
+        // What a channel may do once or twice is not held against the guest.
+        hiccups.store(true, Ordering::Relaxed);
+        let health = services.vm_health("box").await.unwrap();
+        assert_eq!((health.problems, hiccups.load(Ordering::Relaxed)), (Vec::<String>::new(), false));
         let before = resident();
         for (lies, why) in [
             (Lie::Absurd, ["days behind the host's", "cannot be as its agent says"]),
             (Lie::Other, ["does not tell what time it is", "answered something else than was asked"]),
             (Lie::Endless, ["said nothing for 5 s"; 2]),
-            // Its connection is cut, and the next one knows nothing of the request.
-            (Lie::Garbage, ["cannot get an answer", "has forgotten the request"]),
-            (Lie::Giant, ["cannot get an answer", "has forgotten the request"]),
+            (Lie::Offset, ["cannot get an answer", "the guest sent bytes 1099511627776 to"]),
+            // Its connection is cut, and the next ones are no better.
+            (Lie::Garbage, ["cannot get an answer", "unknown kind 165"]),
+            (Lie::Giant, ["cannot get an answer", "frame of 4294967295 bytes"]),
         ] {
             *lie.lock().unwrap() = lies;
             let began = Instant::now();

@@ -220,4 +220,6 @@ pub enum GuestFailureCode {
     NotListening,
     /// A system call failed.
     System,
+    /// It does not keep to the rules of the channel. Never said by a guest: by the daemon, which ends the session.
+    BrokeRules,
 }

@@ -17,6 +17,7 @@ mod host;
 mod identity;
 mod init;
 mod job;
+mod lies;
 mod lifecycle;
 mod network;
 mod pid1;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         copy::TESTS,
         daemon::TESTS,
         chaos::TESTS,
+        lies::TESTS,
         disk::TESTS,
         lifecycle::TESTS,
         job::TESTS,

@@ -272,18 +272,13 @@ fn forward_hostile(world: &mut World) -> anyhow::Result<()> {
     serve(world, 98, "echo half; kill -9 $$")?;
     serve(world, 99, "echo half; dd bs=1 count=1 of=/dev/null; kill -9 $$")?;
     half(world)?;
-    let rss = || -> anyhow::Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", world.daemon_pid()?))?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
-        Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
-    };
     // More clients than are served at a time, each with a flood that it does not read.
     let floods = (0..140).map(|_| connect(8012)).collect::<anyhow::Result<Vec<_>>>()?;
     let until = Instant::now() + Duration::from_secs(3);
     while Instant::now() < until {
         ensure!(world.exec("box", &["echo", "here"])?.text() == "here");
     }
-    let kib = rss()?;
+    let kib = world.daemon_kib()?;
     ensure!(kib < 256 * 1024, "the daemon has {kib} KiB");
     world.kill_daemon()?;
     // What they left in the guest is gone soon, and takes nobody's place meanwhile.

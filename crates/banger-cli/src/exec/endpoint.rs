@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use banger_proto::channel::{ClientEvent, ClientSession, Decoder, Frame, OUTBOX_TARGET, Outbox, Stream};
-use banger_proto::guest::{Control, Open, Outcome};
+use banger_proto::guest::{Control, GuestFailure, GuestFailureCode, Open, Outcome};
 use banger_proto::{ErrorCode, ErrorReport, SessionId};
 use rustix::io::Errno;
 use tokio::net::UnixStream;
@@ -22,6 +22,9 @@ use crate::terminal;
 const TYPE_AHEAD: usize = 1 << 20;
 /// How long the last frame, which ends the session, may take to leave, and what the guest wrote to be shown.
 const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What to do about an agent that does not keep to the rules.
+pub(super) const RESTART: &str = "restart the VM for an agent as banger made it: banger vm restart VM";
 
 /// A session whose captured output was dropped: its reader says why.
 const STOPPED: CliError = CliError::Said(1);
@@ -248,6 +251,10 @@ impl Endpoint {
     fn take(&mut self, frame: &Frame<'_>) -> Result<(), CliError> {
         match self.channel.on_frame(frame).map_err(|error| broken(&error))? {
             Some(ClientEvent::Data { stream, bytes, end }) => {
+                if !bytes.is_empty() && !self.local.output.takes(stream) {
+                    let text = "the guest sent output where there is none";
+                    return Err(ErrorReport::new(ErrorCode::GuestFailed, text).hint(RESTART).into());
+                }
                 if !bytes.is_empty() {
                     if let Some(keyboard) = &mut self.local.keyboard {
                         keyboard.shown(bytes);
@@ -259,10 +266,7 @@ impl Endpoint {
                 }
             }
             Some(ClientEvent::Outcome(outcome)) => self.outcome = Some(outcome),
-            Some(ClientEvent::Reset(failure)) => {
-                let report = ErrorReport::new(ErrorCode::GuestFailed, "the guest ended the session");
-                return Err(report.cause(super::printable(&failure.message)).into());
-            }
+            Some(ClientEvent::Reset(failure)) => return Err(ended(&failure)),
             Some(ClientEvent::Opened { .. } | ClientEvent::Writable { .. }) | None => {}
         }
         Ok(())
@@ -368,6 +372,26 @@ fn unwritten(error: Errno) -> CliError {
         Errno::IO => CliError::Interrupted("the terminal is gone".to_owned()),
         other => io_error("cannot write the command's output")(other.into()),
     }
+}
+
+/// The session is over without an outcome.
+fn ended(failure: &GuestFailure) -> CliError {
+    let report =
+        |text| ErrorReport::new(ErrorCode::GuestFailed, text).cause(super::printable(&failure.message));
+    match failure.code {
+        GuestFailureCode::BrokeRules => {
+            report("the session was ended because of what the guest sent").hint(RESTART)
+        }
+        GuestFailureCode::CommandNotFound
+        | GuestFailureCode::CommandNotExecutable
+        | GuestFailureCode::BadDirectory
+        | GuestFailureCode::SessionLost
+        | GuestFailureCode::BadRequest
+        | GuestFailureCode::Busy
+        | GuestFailureCode::NotListening
+        | GuestFailureCode::System => report("the guest ended the session"),
+    }
+    .into()
 }
 
 fn broken(error: &(dyn std::error::Error + 'static)) -> CliError {

@@ -29,6 +29,9 @@ use crate::signals::Interrupts;
 use crate::terminal;
 use crate::ui::Ui;
 
+/// So much of a guest's text is told, in characters.
+const MAX_TOLD: usize = 8192;
+
 /// A command to run in a guest.
 #[derive(Debug)]
 pub(crate) struct Command {
@@ -96,7 +99,7 @@ pub(crate) async fn unpack(
     interrupts: &mut Interrupts,
 ) -> Result<(u64, u64), CliError> {
     let open = Open::Unpack { directory: directory.to_owned() };
-    let local = Local::copying(input, Outputs::start());
+    let local = Local::copying(input, Outputs::none());
     match drive(session, vm, open, local, interrupts).await? {
         Outcome::Unpacked { entries, bytes } => Ok((entries, bytes)),
         Outcome::Failed(failure) => {
@@ -117,7 +120,8 @@ fn not_run(ui: Ui, name: &str, failure: &GuestFailure) -> CliError {
         | GuestFailureCode::BadRequest
         | GuestFailureCode::Busy
         | GuestFailureCode::NotListening
-        | GuestFailureCode::System => return report.into(),
+        | GuestFailureCode::System
+        | GuestFailureCode::BrokeRules => return report.into(),
     };
     ui.error(&report.hint(hint).into());
     CliError::Said(status)
@@ -133,12 +137,13 @@ fn report(message: String, failure: &GuestFailure) -> ErrorReport {
 
 pub(crate) fn unexpected(outcome: &Outcome) -> CliError {
     let report = ErrorReport::new(ErrorCode::GuestFailed, "the guest answered something else than was asked");
-    report.cause(format!("{outcome:?}")).into()
+    report.cause(printable(&format!("{outcome:?}"))).hint(endpoint::RESTART).into()
 }
 
-/// A text with names that a guest chose, without what would steer a terminal.
+/// The beginning of a text that a guest chose, without what would steer a terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.chars()
+        .take(MAX_TOLD)
         .flat_map(|letter| {
             let escaped = letter.is_control().then(|| letter.escape_default());
             let plain = escaped.is_none().then_some(letter);

@@ -171,6 +171,12 @@ enum AtEnd {
 }
 
 impl Outputs {
+    /// For a question, or a copy into the guest: nothing of the guest's is for anybody.
+    pub(crate) fn none() -> Self {
+        let (_, written) = mpsc::unbounded_channel();
+        Self { stdout: None, stderr: None, written, outstanding: 0, direction: None }
+    }
+
     /// Starts the two threads.
     pub(crate) fn start() -> Self {
         let (done, written) = mpsc::unbounded_channel();
@@ -189,17 +195,18 @@ impl Outputs {
         Self { stdout: Some(stdout), stderr: None, written, outstanding: 0, direction }
     }
 
-    /// Standard output goes to a reader, in a thread of its own.
+    /// Standard output goes to a reader, in a thread of its own; there is no other.
     pub(crate) fn captured() -> (Self, Captured) {
         let (done, written) = mpsc::unbounded_channel();
         let (stdout, receiver) = channel();
-        let stderr = writer(Stream::Stderr, done.clone(), AtEnd::Keep);
         let captured =
             Captured { receiver, bytes: Vec::new(), taken: 0, ended: false, done, moved: Arc::default() };
-        (
-            Self { stdout: Some(stdout), stderr: Some(stderr), written, outstanding: 0, direction: None },
-            captured,
-        )
+        (Self { stdout: Some(stdout), stderr: None, written, outstanding: 0, direction: None }, captured)
+    }
+
+    /// Whether bytes of this stream are for anybody.
+    pub(super) fn takes(&mut self, stream: Stream) -> bool {
+        self.direction.is_some() || self.sender(stream).is_some()
     }
 
     /// Passes bytes on. What waits is bounded by the window of the session.

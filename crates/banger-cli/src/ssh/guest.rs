@@ -59,7 +59,7 @@ async fn ask(
     vm: &str,
     interrupts: &mut Interrupts,
 ) -> Result<Option<Sshd>, CliError> {
-    let local = Local::copying(Input::none(), Outputs::start());
+    let local = Local::copying(Input::none(), Outputs::none());
     match drive(session, vm, Open::Sshd, local, interrupts).await? {
         Outcome::Sshd(sshd) => Ok(Some(sshd)),
         Outcome::Failed(failure) if failure.code == GuestFailureCode::BadRequest => Ok(None),

@@ -4,7 +4,9 @@ use std::io;
 use std::task::{Context, Poll};
 
 use banger_proto::SessionId;
-use banger_proto::channel::{Decoder, Frame, FrameError, Outbox, Relay, RelayError};
+use banger_proto::channel::{Decoder, Frame, FrameError, FrameKind, Outbox, Relay, RelayError};
+use banger_proto::error::chain;
+use banger_proto::guest::{GuestFailure, GuestFailureCode};
 use tokio::net::UnixStream;
 
 /// A client's socket pair and what waits for it.
@@ -27,6 +29,8 @@ pub(super) enum Gone {
     Frame(#[from] FrameError),
     #[error(transparent)]
     Rule(#[from] RelayError),
+    #[error("the guest broke the rules of the channel")]
+    GuestRule(#[source] RelayError),
 }
 
 impl Client {
@@ -61,8 +65,21 @@ impl Client {
 
     /// Takes a frame of the guest's for the client.
     pub(super) fn take(&mut self, frame: &Frame<'_>) -> Result<(), Gone> {
-        if self.relay.from_guest(frame, self.outbox.len())? {
+        if self.relay.from_guest(frame, self.outbox.len()).map_err(Gone::GuestRule)? {
             self.outbox.push(frame)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the session of a guest that breaks the rules, before the client is dropped: one that is only dropped would come back
+    /// with its session, to the same again. Where its socket has no room it does come back, and is told then.
+    pub(super) fn refuse(&mut self, why: &(dyn std::error::Error + 'static)) -> Result<(), Gone> {
+        let failure = GuestFailure { code: GuestFailureCode::BrokeRules, message: chain(why).join(": ") };
+        let text = serde_json::to_vec(&failure).map_err(io::Error::from)?;
+        self.outbox.push(&Frame::control(FrameKind::Reset, self.relay.session(), &text))?;
+        while !self.outbox.is_empty() {
+            let count = self.socket.try_write(self.outbox.bytes())?;
+            self.outbox.wrote(count);
         }
         Ok(())
     }

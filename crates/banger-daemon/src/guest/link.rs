@@ -23,6 +23,9 @@ use crate::ports::{Channel, LinkState};
 
 /// Between two connections at least and at most; it doubles while the agent does not answer.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// A guest that breaks so many connections in a row, each within the time, does not keep to the rules: an agent that was
+/// restarted, or a channel that a restored VM shares with its past, does so once.
+const STRIKES: (u32, Duration) = (3, Duration::from_secs(10));
 /// Clients at a time. The agent has a bound of its own, which is lower.
 const MAX_CLIENTS: usize = 1024;
 /// Rounds in one wake-up before other tasks get their turn.
@@ -59,6 +62,8 @@ pub(super) struct Link {
     clients: BTreeMap<SessionId, Client>,
     /// Sessions whose clients are gone and for which no CLOSE could be sent yet.
     owed: BTreeSet<SessionId>,
+    /// Connections in a row that the guest broke soon.
+    strikes: u32,
 }
 
 /// One connection to the guest.
@@ -76,7 +81,8 @@ impl Link {
         queue: mpsc::Receiver<Attach>,
         state: watch::Sender<LinkState>,
     ) -> Self {
-        Self { channel, queue, queue_ended: false, state, clients: BTreeMap::new(), owed: BTreeSet::new() }
+        let (clients, owed) = (BTreeMap::new(), BTreeSet::new());
+        Self { channel, queue, queue_ended: false, state, clients, owed, strikes: 0 }
     }
 
     /// Runs until `stopped` says so or its sender is gone.
@@ -96,7 +102,9 @@ impl Link {
             let lost = match self.connect().await {
                 Ok(mut connection) => {
                     let lost = poll_fn(|cx| self.turn(&mut connection, cx)).await;
-                    if connection.established {
+                    self.count_strike(&connection, &lost);
+                    // One that breaks each connection is not hurried after.
+                    if connection.established && self.strikes == 0 {
                         retry = RETRY.0;
                     }
                     lost
@@ -105,13 +113,34 @@ impl Link {
             };
             if self.state.send_replace(LinkState::Down) == LinkState::Up {
                 tracing::info!(%lost, "the guest's link is lost");
-                // Each comes back with its session.
+                if self.strikes >= STRIKES.0 {
+                    self.refuse_clients(&lost);
+                }
+                // Each of the others comes back with its session.
                 self.clients.clear();
             } else {
                 tracing::debug!(%lost, "no link to the guest");
             }
             tokio::time::sleep(retry).await;
             retry = (retry * 2).min(RETRY.1);
+        }
+    }
+
+    fn count_strike(&mut self, connection: &Connection, lost: &Lost) {
+        let broke = connection.established && matches!(lost, Lost::Link(LinkError::BadFrame(_)));
+        let soon = connection.began.elapsed() < STRIKES.1;
+        self.strikes = if broke && soon { self.strikes.saturating_add(1) } else { u32::from(broke) };
+    }
+
+    /// Ends the sessions of a guest that breaks each connection.
+    fn refuse_clients(&mut self, lost: &Lost) {
+        for (session, client) in &mut self.clients {
+            if let Err(why) = client.refuse(lost) {
+                tracing::debug!(%session, why = &why as &dyn std::error::Error, "a client is not told");
+            }
+            if client.is_open() {
+                self.owed.insert(*session);
+            }
         }
     }
 
@@ -274,7 +303,7 @@ impl Link {
 
     fn let_go(&mut self, gone: Vec<(SessionId, Gone)>) {
         for (session, why) in gone {
-            let Some(client) = self.clients.remove(&session) else { continue };
+            let Some(mut client) = self.clients.remove(&session) else { continue };
             match &why {
                 Gone::Closed => tracing::debug!(%session, "a client is gone"),
                 // Gone as well, with something that it had not read.
@@ -285,6 +314,12 @@ impl Link {
                 }
                 Gone::Socket(_) | Gone::Frame(_) | Gone::Rule(_) => {
                     tracing::warn!(%session, why = &why as &dyn std::error::Error, "a client is let go");
+                }
+                Gone::GuestRule(rule) => {
+                    tracing::warn!(%session, why = rule as &dyn std::error::Error, "the guest broke the rules");
+                    if let Err(why) = client.refuse(&why) {
+                        tracing::debug!(%session, why = &why as &dyn std::error::Error, "a client is not told");
+                    }
                 }
             }
             if client.is_open() {

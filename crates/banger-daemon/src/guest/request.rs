@@ -103,7 +103,8 @@ fn reset(code: GuestFailureCode, message: &str) -> ErrorReport {
         | GuestFailureCode::BadRequest
         | GuestFailureCode::Busy
         | GuestFailureCode::NotListening
-        | GuestFailureCode::System => {
+        | GuestFailureCode::System
+        | GuestFailureCode::BrokeRules => {
             let said =
                 message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE.min(1000)).collect::<String>();
             report.cause(said)

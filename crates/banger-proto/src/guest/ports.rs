@@ -42,6 +42,16 @@ pub struct GuestProcess {
 }
 
 impl Ports {
+    /// What is taken of an answer: no more than an agent that keeps to its bounds tells.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        let bounded = |socket: &Listening| socket.processes.len() <= MAX_PROCESSES;
+        self.complete &= self.listening.len() <= MAX_LISTENING && self.listening.iter().all(bounded);
+        self.listening.truncate(MAX_LISTENING);
+        self.listening.iter_mut().for_each(|socket| socket.processes.truncate(MAX_PROCESSES));
+        self
+    }
+
     /// The forwards that lead to this socket: [`Open::Connect`](super::Open::Connect) reaches IPv4 before IPv6, on the
     /// guest's loopback.
     pub fn forwards_to<'f>(

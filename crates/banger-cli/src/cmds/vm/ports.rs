@@ -1,8 +1,11 @@
 //! `banger vm ports`
 
+use std::time::Duration;
+
 use banger_proto::daemon::{Request, VmInfo, VmKey};
 use banger_proto::guest::{Listening, Open, Outcome, Ports as Found};
 use banger_proto::ports::{ForwardInfo, ForwardState};
+use banger_proto::{ErrorCode, ErrorReport};
 use banger_sys::paths::Paths;
 use clap::Args;
 
@@ -33,6 +36,9 @@ pub(crate) struct Ports {
     #[arg(long)]
     json: bool,
 }
+
+/// An agent has so long to answer.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// A VM with what listens in it.
 #[derive(Debug)]
@@ -65,16 +71,24 @@ impl Ports {
 async fn ask(paths: Paths, client: Client, vm: VmKey) -> Result<Listed, CliError> {
     let mut interrupts = Interrupts::new()?;
     let mut session = Session::over(&paths, client);
-    let local = Local::copying(Input::none(), Outputs::start());
+    let local = Local::copying(Input::none(), Outputs::none());
     let id = vm.id.to_string();
-    let found = match drive(&mut session, &id, Open::Ports, local, &mut interrupts).await? {
-        Outcome::Ports(found) => found,
-        Outcome::Failed(failure) => {
-            return Err(exec::guest_failed(format!("cannot list the ports of VM '{}'", vm.name), &failure));
-        }
-        other => return Err(exec::unexpected(&other)),
+    let asked = drive(&mut session, &id, Open::Ports, local, &mut interrupts);
+    let Ok(answer) = tokio::time::timeout(ANSWER, asked).await else {
+        let report = ErrorReport::new(ErrorCode::TimedOut, cannot(&vm));
+        let report = report.cause(format!("its agent said nothing for {} s", ANSWER.as_secs()));
+        return Err(report.hint(format!("see how it is: banger vm health {}", vm.name)).into());
+    };
+    let found = match answer.map_err(|error| error.doing(cannot(&vm)))? {
+        Outcome::Ports(found) => found.bounded(),
+        Outcome::Failed(failure) => return Err(exec::guest_failed(cannot(&vm), &failure)),
+        other => return Err(exec::unexpected(&other).doing(cannot(&vm))),
     };
     Ok(Listed { vm: session.ask(Request::VmShow { vm: id }).await?, found })
+}
+
+fn cannot(vm: &VmKey) -> String {
+    format!("cannot list the ports of VM '{}'", vm.name)
 }
 
 fn rows(Listed { vm, found }: &Listed) -> Vec<Vec<String>> {
