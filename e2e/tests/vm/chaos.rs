@@ -90,7 +90,8 @@ fn killed_50_times(world: &mut World) -> anyhow::Result<()> {
 }
 
 /// A host that is suspended and goes on, as far as its processes see it: daemon and VMM do nothing for a while. The wall
-/// clock of the machine under test is left alone; what a step of it leads to, the daemon's own tests show.
+/// clock of the machine under test is left alone; what a step of it leads to, the daemon's own tests show, and that one is
+/// seen, `clock`.
 fn suspended(world: &mut World) -> anyhow::Result<()> {
     world.small_vm("box")?;
     prepare(world)?;

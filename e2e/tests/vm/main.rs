@@ -3,6 +3,7 @@
 //! What a machine cannot run is listed as ignored and named as *not run*.
 
 mod chaos;
+mod clock;
 mod completion;
 mod contract;
 mod copy;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         copy::TESTS,
         daemon::TESTS,
         chaos::TESTS,
+        clock::TESTS,
         lies::TESTS,
         disk::TESTS,
         lifecycle::TESTS,
