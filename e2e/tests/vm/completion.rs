@@ -1,9 +1,11 @@
 //! Completion in the shells themselves: each is started, takes the script as a user's start file does, and is asked what comes
 //! next.
 
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
+use e2e::help::Page;
 use e2e::isolate;
 use e2e::world::{Ran, SMALL, World, finish};
 
@@ -87,14 +89,24 @@ fn bash(world: &mut World) -> anyhow::Result<()> {
 }
 
 /// With a terminal of its own: zsh completes in its line editor only. What has one answer is completed by Tab, and a key
-/// prints the line.
+/// prints the line. Its start files are the machine's, and what the help says to write to one's own.
 fn zsh(world: &mut World) -> anyhow::Result<()> {
     let (job, _mirror) = names(world)?;
+    let page = Page { words: Vec::new(), help: world.ok(&["completion", "--help"])?.text() };
+    let told = page.examples().into_iter().find(|example| example.contains("zsh")).context("no example")?;
+    shell(world, "bash", &["--norc", "--noprofile", "-c", &told])?;
+    // Run by an ordinary user, a test is root in a namespace where the machine's files are nobody's, and zsh takes no
+    // functions of nobody's.
+    let of_nobody = std::fs::metadata("/usr")?.uid() != 0;
+    let functions = if of_nobody { "export FPATH=~/functions;" } else { "" };
+    if of_nobody {
+        let copy = "mkdir ~/functions; for file in $^fpath/*(N.); do cp -L $file ~/functions; done";
+        shell(world, "zsh", &["-f", "-c", copy])?;
+    }
     for (line, wanted) in expected(&job).into_iter().filter(|(_, wanted)| wanted.len() == 1) {
         let script = format!(
-            "zmodload zsh/zpty; zpty z zsh -f -i
-             zpty -w z 'PS1=; autoload -Uz compinit; compinit -u -D; source <(banger completion zsh)'
-             zpty -w z 'show() {{ print -r -- \"<$BUFFER>\" }}; zle -N show; bindkey \"^X\" show; print -r -- REA\"\"DY'
+            "{functions} zmodload zsh/zpty; zpty z zsh -i
+             zpty -w z 'PS1=; show() {{ print -r -- \"<$BUFFER>\" }}; zle -N show; bindkey \"^X\" show; print -r -- REA\"\"DY'
              zpty -r -m z out '*READY*'
              zpty -n -w z $'banger {}\\t\\C-X'
              zpty -r -m z out '*<banger*>*'; print -r -- \"$out\"; zpty -d z",
@@ -104,6 +116,13 @@ fn zsh(world: &mut World) -> anyhow::Result<()> {
         let text = ran.text();
         let completed = [&line[..line.len() - 1], &[wanted[0].as_str()]].concat().join(" ");
         ensure!(text.contains(&format!("<banger {completed} >")), "banger {}: {text:?}", line.join(" "));
+    }
+    // The start file, and what zsh keeps of its completion.
+    for file in [".zshrc", ".zcompdump"] {
+        std::fs::remove_file(world.dir.join("home").join(file))?;
+    }
+    if of_nobody {
+        std::fs::remove_dir_all(world.dir.join("home/functions"))?;
     }
     Ok(())
 }
