@@ -192,6 +192,10 @@ fn a_configuration_is_told_of() {
     host.finds("config", "ok", "sets nat, vm_defaults.vcpu;");
     fs::write(host.path("config.toml"), "nat = 1\n").unwrap();
     host.finds("config", "failed", "config.toml:1");
+    host.finds("vmm", "ok", "QEMU runs VMs");
+    fs::write(host.path("config.toml"), "vmm = \"firecracker\"\n").unwrap();
+    let mend = host.finds("vmm", "failed", "no VM starts in user mode");
+    assert!(mend.contains("vmm = \"auto\""), "{mend}");
 }
 
 #[test]

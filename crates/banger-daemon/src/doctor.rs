@@ -1,9 +1,12 @@
-//! `bangerd --doctor`: what the store and the directories hold, looked at without a daemon, and without a change.
+//! `bangerd --doctor`: what the store and the directories hold, looked at without a daemon, and without a change; and what
+//! a daemon would make of this host.
 //!
 //! The command line never opens the store; this does, and never writes where banger keeps anything. A store that a daemon
 //! has open is read beside it. One that nobody has open is copied first: SQLite makes files beside a store that it reads,
 //! and reads one that a crash left only by mending it. The lock of the state directory says which it is; held here, it
 //! keeps a daemon from beginning, and so it is for the copy alone.
+
+mod host;
 
 use std::collections::BTreeSet;
 use std::fs::{File, Permissions};
@@ -29,6 +32,12 @@ const MAX_COPY: u64 = 1 << 30;
 
 /// Everything there is to find. Never fails: what cannot be looked at is a finding.
 pub fn look(paths: &Paths) -> Vec<Finding> {
+    let mut found = vec![host::disks(paths), host::logout()];
+    found.extend(store(paths));
+    found
+}
+
+fn store(paths: &Paths) -> Vec<Finding> {
     let database = paths.database();
     if !database.exists() {
         let text = format!("{} is made with the first VM, image or kernel", database.display());

@@ -1,6 +1,6 @@
 //! Which implementation stands behind each port in a real daemon.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use banger_config::Config;
@@ -28,13 +28,18 @@ pub fn ports(paths: &Paths, config: &Config) -> Result<Ports, ErrorReport> {
     };
     Ok(Ports {
         vmm: choice::in_user_mode(config.vmm.value, Arc::new(Qemu::new(qemu))),
-        disks: Arc::new(HostDisks::below(&paths.state, Formats::RawAndQcow2)),
+        disks: Arc::new(disks(&paths.state)),
         guests: Arc::new(Links),
         clock: Arc::new(HostClock::default()),
         contents: Arc::new(Library::open(paths, agent()?)?),
         network: plan::guest_network(),
         owner_key: owner_key(config)?,
     })
+}
+
+/// The root disks of user mode, for VMs below this state directory.
+pub fn disks(state: &Path) -> HostDisks {
+    HostDisks::below(state, Formats::RawAndQcow2)
 }
 
 /// The key that VMs let in, which need not be there until one is started.

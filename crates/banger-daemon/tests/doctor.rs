@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use banger_daemon::ports::RootDisks;
 use banger_daemon::store::{Durability, Store};
 use banger_proto::doctor::{Finding, Verdict};
 use rusqlite::Connection;
@@ -70,7 +71,15 @@ impl Home {
             all
         };
         let before = take();
-        let output = Command::new(env!("CARGO_BIN_EXE_bangerd"))
+        let output = self.bangerd().output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(take(), before, "it changed something");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn bangerd(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bangerd"));
+        command
             .arg("--doctor")
             .env_clear()
             .env("HOME", self.0.path())
@@ -78,12 +87,8 @@ impl Home {
             .env("BANGER_STATE_DIR", self.path("state"))
             .env("BANGER_RUNTIME_DIR", self.path("run"))
             .env("BANGER_CACHE_DIR", self.path("cache"))
-            .env("BANGER_CONFIG", self.path("config.toml"))
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert_eq!(take(), before, "it changed something");
-        serde_json::from_slice(&output.stdout).unwrap()
+            .env("BANGER_CONFIG", self.path("config.toml"));
+        command
     }
 
     fn finds(&self, id: &str, verdict: Verdict, words: &str) -> Finding {
@@ -101,6 +106,20 @@ impl Home {
 fn no_store_is_no_trouble() {
     let home = Home::new();
     home.finds("store", Verdict::Ok, "is made with the first VM");
+}
+
+#[test]
+fn the_disks_of_new_vms_are_named() {
+    let home = Home::new();
+    let state = home.path("state");
+    let strategy = banger_daemon::wiring::disks(&state).strategy();
+    home.finds("disks", Verdict::Ok, &format!("({strategy})"));
+    // Those of a state directory that is not there yet are made on the same file system.
+    fs::remove_dir(&state).unwrap();
+    let output = home.bangerd().output().unwrap();
+    let found: Vec<Finding> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(found.iter().any(|one| one.message.contains(&format!("({strategy})"))), "{found:?}");
+    assert!(!state.exists());
 }
 
 #[test]

@@ -167,7 +167,22 @@ fn reflink(world: &mut World) -> anyhow::Result<()> {
 }
 
 fn branches_on(of: &FileSystem, world: &mut World) -> anyhow::Result<()> {
-    on(of, world, |world| disk::branches(world, of.strategy))
+    on(of, world, |world| {
+        told_by_the_doctor(of, world)?;
+        disk::branches(world, of.strategy)
+    })
+}
+
+/// The doctor knows how disks are made here, and that VMs run without a program that makes others.
+fn told_by_the_doctor(of: &FileSystem, world: &World) -> anyhow::Result<()> {
+    let document = world.run(&["doctor", "--json"])?.json()?;
+    let checks = document["checks"].as_array().context("no checks")?;
+    let check = |id: &str| checks.iter().find(|check| check["id"] == id).with_context(|| format!("no {id}"));
+    let disks = check("disks")?["message"].as_str().context("no message")?;
+    ensure!(disks.ends_with(&format!("({})", of.strategy)), "{disks}");
+    let result = if of.without.is_some() { "warning" } else { "ok" };
+    ensure!(check("qemu-img")?["result"] == result, "{checks:?}");
+    Ok(())
 }
 
 /// The user's runtime directory, as the session's own variable or logind has it.

@@ -18,17 +18,25 @@ use crate::error::{CliError, Line};
 
 /// How long a program has that is asked for its version.
 const ANSWER: Duration = Duration::from_secs(20);
+/// Which of both it is on this host the check of disks says, which the daemon's program makes.
+const NO_QEMU_IMG: &str = "disks of new VMs are no overlays of their image then, but reflinks of it where the file system can \
+    (btrfs, XFS), else copies";
 
 /// Every check.
 pub(super) async fn all(context: &Context) -> Vec<Finding> {
     let mut checks = vec![host::user(), host::kvm(), vmms::chosen(context), qemu()];
     checks.extend(vmms::firecracker());
-    checks.push(tool("qemu-img", "qemu-img", "qemu-utils", "makes root disks"));
+    checks.push(needless("qemu-img", "qemu-img", "qemu-utils", NO_QEMU_IMG));
     checks.push(passt());
-    checks.push(tool("mmdebstrap", "mmdebstrap", "mmdebstrap", "builds images"));
-    checks.push(tool("apt", "apt-get", "apt", "fetches kernels"));
-    checks.push(tool("git", "git", "git", "lists the files of a repository"));
-    checks.push(needless("ssh", "openssh-client", "connects to VMs by ssh; 'banger vm exec' needs none"));
+    checks.push(needless("mmdebstrap", "mmdebstrap", "mmdebstrap", "'banger image build' needs it"));
+    checks.push(needless("apt", "apt-get", "apt", "'banger kernel pull' needs it"));
+    checks.push(needless("git", "git", "git", "'banger vm run PATH' needs it for the files of a repository"));
+    checks.push(needless(
+        "ssh",
+        "ssh",
+        "openssh-client",
+        "'banger vm ssh' needs it, 'banger vm exec' does not",
+    ));
     checks.push(keyring());
     checks.extend(host::namespaces());
     checks.extend([host::descriptors(), host::watches(), host::clock(), beside_daemon()]);
@@ -88,13 +96,13 @@ fn passt() -> Finding {
     }
 }
 
-/// A program that some people have no use for.
-fn needless(name: &'static str, package: &str, does: &str) -> Finding {
+/// A program without which VMs run, and what is not so then.
+fn needless(id: &'static str, name: &str, package: &str, without: &str) -> Finding {
     match command::find(name) {
-        Some(path) => Finding::fine(name, path.display().to_string()),
+        Some(path) => Finding::fine(id, path.display().to_string()),
         None => {
-            let text = format!("'{name}', which {does}, is not installed");
-            Finding::warning(name, text, format!("sudo apt-get install {package}"))
+            let text = format!("'{name}' is not installed: {without}");
+            Finding::warning(id, text, format!("sudo apt-get install {package}"))
         }
     }
 }
@@ -172,4 +180,22 @@ fn hinted(error: &CliError) -> String {
         Line::Error(_) | Line::Cause(_) | Line::Plain(_) | Line::Operation(_) => None,
     };
     error.lines().into_iter().filter_map(hint).next_back().unwrap_or_else(|| "banger daemon logs".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_vms_run_without_is_a_warning() {
+        let missing = |without| needless("id", "no-such-program", "package", without);
+        let found = missing(NO_QEMU_IMG);
+        assert_eq!((found.id.as_str(), found.verdict), ("id", Verdict::Warning));
+        assert!(
+            found.message.starts_with("'no-such-program' is not installed: disks of new VMs are no overlays")
+        );
+        assert_eq!(found.mend.as_deref(), Some("sudo apt-get install package"));
+        assert_eq!(needless("id", "sh", "dash", "x").verdict, Verdict::Ok);
+        assert_eq!(tool("id", "no-such-program", "package", "does").verdict, Verdict::Failed);
+    }
 }
