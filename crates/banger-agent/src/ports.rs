@@ -10,9 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use banger_proto::guest::{
-    GuestFailureCode, GuestProcess, Listening, MAX_LISTENING, MAX_PROCESSES, Outcome, Ports,
-};
+use banger_proto::guest::{GuestProcess, Listening, MAX_LISTENING, MAX_PROCESSES, Outcome, Ports};
 
 use crate::error::{Doing, StepError};
 use crate::exec;
@@ -31,8 +29,7 @@ pub(crate) fn list() -> Outcome {
         return Outcome::Failed(exec::system(&error));
     }
     if sockets.len() > MAX_LISTENING {
-        let text = format!("the guest listens on more than {MAX_LISTENING} ports");
-        return Outcome::Failed(exec::failure(GuestFailureCode::System, text));
+        return Outcome::Failed(Ports::too_many());
     }
     let complete = find_processes(&mut sockets, Instant::now() + PATIENCE);
     let mut listening: Vec<Listening> = sockets.into_values().collect();

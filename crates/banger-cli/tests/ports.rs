@@ -61,6 +61,20 @@ fn listeners_are_a_table_and_a_document() {
 }
 
 #[test]
+fn more_listeners_than_an_agent_may_tell_are_an_error() {
+    let names = |count| vec!["sshd"; count];
+    let output = ports(found(&names(1025), true), &["box"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(1), true), "{said}");
+    let expected =
+        "error: cannot list the ports of VM 'box'\n  cause: the guest listens on more than 1024 ports\n";
+    assert_eq!(said, expected);
+    let output = ports(found(&names(1024), true), &["box"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 1025);
+    assert_eq!((output.status.code(), output.stderr.is_empty()), (Some(0), true));
+}
+
+#[test]
 fn only_an_open_forward_is_a_way_in() {
     let forward = |host: u16, state: &str| serde_json::json!({"address": "127.0.0.1", "host": host, "guest": 80, "state": state});
     let forwards = [forward(8001, "open"), forward(8002, "closed"), forward(8003, "failed")];

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
+use super::{GuestFailure, GuestFailureCode};
 use crate::ports::ForwardInfo;
 
 /// Listeners that an answer holds at most.
@@ -42,14 +43,19 @@ pub struct GuestProcess {
 }
 
 impl Ports {
-    /// What is taken of an answer: no more than an agent that keeps to its bounds tells.
-    #[must_use]
-    pub fn bounded(mut self) -> Self {
-        let bounded = |socket: &Listening| socket.processes.len() <= MAX_PROCESSES;
-        self.complete &= self.listening.len() <= MAX_LISTENING && self.listening.iter().all(bounded);
-        self.listening.truncate(MAX_LISTENING);
+    /// What is said of a guest with more than [`MAX_LISTENING`] listeners.
+    pub fn too_many() -> GuestFailure {
+        let message = format!("the guest listens on more than {MAX_LISTENING} ports");
+        GuestFailure { code: GuestFailureCode::System, message }
+    }
+
+    /// What is taken of an answer: no more than an agent that keeps to its bounds tells, and its error where it has more.
+    pub fn bounded(mut self) -> Result<Self, GuestFailure> {
+        if self.listening.len() > MAX_LISTENING {
+            return Err(Self::too_many());
+        }
         self.listening.iter_mut().for_each(|socket| socket.processes.truncate(MAX_PROCESSES));
-        self
+        Ok(self)
     }
 
     /// The forwards that lead to this socket: [`Open::Connect`](super::Open::Connect) reaches IPv4 before IPv6, on the

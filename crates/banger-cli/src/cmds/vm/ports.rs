@@ -80,7 +80,9 @@ async fn ask(paths: Paths, client: Client, vm: VmKey) -> Result<Listed, CliError
         return Err(report.hint(format!("see how it is: banger vm health {}", vm.name)).into());
     };
     let found = match answer.map_err(|error| error.doing(cannot(&vm)))? {
-        Outcome::Ports(found) => found.bounded(),
+        Outcome::Ports(found) => {
+            found.bounded().map_err(|failure| exec::guest_failed(cannot(&vm), &failure))?
+        }
         Outcome::Failed(failure) => return Err(exec::guest_failed(cannot(&vm), &failure)),
         other => return Err(exec::unexpected(&other).doing(cannot(&vm))),
     };
