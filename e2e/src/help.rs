@@ -29,7 +29,16 @@ impl Page {
 
     /// Its examples, without what is said of them after two spaces.
     pub fn examples(&self) -> Vec<String> {
-        let lines = self.help.lines().skip_while(|line| *line != "Examples:").skip(1);
+        self.lines_below("Examples:")
+    }
+
+    /// What it says to go on with.
+    pub fn then(&self) -> Vec<String> {
+        self.lines_below("Then:")
+    }
+
+    fn lines_below(&self, heading: &str) -> Vec<String> {
+        let lines = self.help.lines().skip_while(|line| *line != heading).skip(1);
         let lines = lines.take_while(|line| line.starts_with("  "));
         lines.filter_map(|line| line.trim().split("  ").next()).map(str::to_owned).collect()
     }
@@ -65,10 +74,11 @@ mod tests {
     #[test]
     fn a_page_is_taken_apart() {
         let help = "Look\n\nUsage: x\n\nCommands:\n  one   First [alias: o]\n  two   Second\n\nOptions:\n      --json  Print\n\n\
-                    Examples:\n  x one    what it does\n  echo '{}' | x two -- a b\n\nExit status: none\n";
+                    Examples:\n  x one    what it does\n  echo '{}' | x two -- a b\n\nThen:\n  y z\n\nExit status: none\n";
         let page = Page { words: vec!["x".into()], help: help.into() };
         assert_eq!(page.inner(), ["one", "two"]);
         assert_eq!(page.examples(), ["x one", "echo '{}' | x two -- a b"]);
+        assert_eq!(page.then(), ["y z"]);
         assert!(page.takes("--json") && !page.takes("--js"));
     }
 }

@@ -200,7 +200,7 @@ fn tear_down(world: &World) -> anyhow::Result<()> {
 fn run_example(world: &World, example: &str) -> anyhow::Result<()> {
     let end = end(example);
     if let End::NotRun(why) = end {
-        println!("example *not run*: {example}: {why}");
+        testkit::not_run(&format!("help_examples_are_run, '{example}'"), why);
         return Ok(());
     }
     before(world, example)?;
@@ -300,7 +300,8 @@ fn schemas(world: &mut World) -> anyhow::Result<()> {
         let known = NOT_RUN.contains(&name.as_str()) || DOCUMENTS.iter().any(|(line, _)| is_of(line, page));
         ensure!(known, "nothing checks what 'banger {name} --json' prints: give it a line and a schema here");
         if NOT_RUN.contains(&name.as_str()) {
-            println!("document *not run*: banger {name} --json");
+            let document = format!("help_json_keeps_to_its_schema, 'banger {name} --json'");
+            testkit::not_run(&document, "it takes Debian's archive; it prints the document of 'show'");
         }
     }
     // Something that a job says of a failure.

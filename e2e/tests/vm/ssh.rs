@@ -191,7 +191,25 @@ fn examples(world: &World) -> anyhow::Result<()> {
         }
     }
     ensure!(run > 3, "{run} examples need an sshd");
-    Ok(())
+    go_on(world)
+}
+
+/// What the help of ssh-config says that is to be had then, word for word.
+fn go_on(world: &World) -> anyhow::Result<()> {
+    let home = world.dir.join("home");
+    fs::create_dir(home.join("src"))?;
+    fs::write(home.join("src/file"), "here\n")?;
+    let help = world.ok(&["ssh-config", "--help"])?.text();
+    let lines = help::Page { words: Vec::new(), help }.then();
+    ensure!(lines.len() == 4, "{lines:?}");
+    for line in &lines {
+        // The shell of `ssh box.vm` finds no input, and ends.
+        ok(world, &["sh", "-c", line])?;
+    }
+    ensure!(fs::read_to_string(home.join("repo/file"))? == "there\n");
+    ensure!(world.exec("box", &["cat", "/srv/src/file"])?.text() == "here");
+    fs::remove_dir_all(home.join("src"))?;
+    Ok(fs::remove_dir_all(home.join("repo"))?)
 }
 
 /// The agent of the user is in the guest where it was asked for, and nowhere else.
