@@ -2,10 +2,11 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use e2e::world::{Ran, SMALL, World, find};
+use e2e::world::{Ran, SMALL, World, find, finish};
 use e2e::{KERNEL, TINY};
 use testkit::leaks;
 
@@ -321,6 +322,7 @@ fn bad_input(world: &mut World) -> anyhow::Result<()> {
         all_refused(world, &[(&line, status, says)])?;
     }
     commands(world)?;
+    looks(world)?;
     ensure!(there(world)? == before, "{:?} was there, and now it is {:?}", before, there(world)?);
     ensure!(world.vms()? == ["taken"], "VMs were made: {:?}", world.vms()?);
     std::fs::remove_file(variables)?;
@@ -397,6 +399,34 @@ fn commands(world: &World) -> anyhow::Result<()> {
     let rows: &[Row<'_>] =
         &[(&["job", "attach", &job], FAILURE, kill), (&["job", "cancel", &job], FAILURE, &ended)];
     all_refused(world, rows)
+}
+
+/// What tells how a VM is tells it of one that is paused or stopped too, and its console is watched until it goes on.
+fn looks(world: &World) -> anyhow::Result<()> {
+    for (state, problem) in [("stopped", "it does not run: it is stopped"), ("paused", "it is paused")] {
+        if state == "paused" {
+            world.ok(&["vm", "start", "taken"])?;
+            world.ok(&["vm", "pause", "taken"])?;
+        }
+        let ran = world.run(&["vm", "health", "taken"])?.expect(1)?;
+        let text = ran.text();
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        let row = ["taken", state, "not", "ok", "-", "-", "-", "-", "-", "-", "-"];
+        let told = format!("taken: {problem}");
+        ensure!(
+            ran.stderr.is_empty() && lines.get(1).is_some_and(|line| *line == row),
+            "{text}{}",
+            ran.stderr
+        );
+        ensure!(text.lines().nth(2) == Some(told.as_str()) && lines.len() == 3, "{text}");
+        let mut watch = Command::new("timeout");
+        world.dress(&mut watch);
+        watch.args(["--preserve-status", "-s", "INT", "2"]).arg(e2e::bin_dir().join("banger"));
+        watch.args(["vm", "console", "taken"]);
+        let ran = finish(watch, None)?.expect(130)?;
+        ensure!(!ran.stdout.is_empty() && ran.stderr.is_empty(), "{}{}", ran.text(), ran.stderr);
+    }
+    world.ok(&["vm", "stop", "taken"]).map(drop)
 }
 
 /// The beginning of several ids names none of them.
