@@ -274,7 +274,9 @@ fn median(times: &[Duration]) -> Duration {
 }
 
 fn print(rows: &[Row]) {
-    println!("\nMedians of {PAIRS} interleaved pairs, on this machine, now.\n");
+    println!(
+        "\nMedians of {PAIRS} interleaved pairs, but for p99 and p50, which are of one run; on this machine, now.\n"
+    );
     println!("| what | took | reference | took | ratio | at most | verdict |");
     println!("|---|---|---|---|---|---|---|");
     for row in rows {
