@@ -43,6 +43,9 @@ use crate::error::{CliError, OURS};
 use crate::ui::Ui;
 
 fn main() -> ExitCode {
+    if let Some(status) = terminal::guardian::serve() {
+        return status;
+    }
     CompleteEnv::with_factory(cmds::command).complete();
     let ui = Ui::new();
     let args: Vec<OsString> = std::env::args_os().collect();

@@ -1,8 +1,9 @@
 //! The terminal in raw mode, given back as it was, whatever happens.
 //!
 //! It is given back at the end of the session, by the panic hook, before the third of the signals that end us does so at
-//! once (see [`crate::signals`]), and while we are stopped. A SIGKILL leaves it to the shell, which resets it for the next
-//! prompt.
+//! once (see [`crate::signals`]), and while we are stopped; after a SIGKILL and the like by the [`guardian`].
+
+pub(crate) mod guardian;
 
 use std::io::IsTerminal;
 use std::sync::{Mutex, Once, PoisonError};
@@ -11,6 +12,7 @@ use banger_proto::guest::WindowSize;
 use rustix::process::Signal;
 use rustix::termios::{self, OptionalActions, Termios};
 
+use self::guardian::Guardian;
 use crate::error::{CliError, io_error};
 
 /// The settings to give back. A panic hook and the guard below both take them, so only one of them acts.
@@ -20,7 +22,10 @@ static HOOK: Once = Once::new();
 
 /// Standard input in raw mode (cfmakeraw(3)) until this is dropped.
 #[derive(Debug)]
-pub(crate) struct RawMode(());
+pub(crate) struct RawMode {
+    /// Dropped after the terminal was given back.
+    _guardian: Guardian,
+}
 
 impl RawMode {
     /// Switches to raw mode.
@@ -32,8 +37,9 @@ impl RawMode {
                 hook(info);
             }));
         });
+        let guardian = Guardian::start().map_err(io_error("cannot start what gives the terminal back"))?;
         make_raw()?;
-        Ok(Self(()))
+        Ok(Self { _guardian: guardian })
     }
 
     /// Gives the terminal back, and stops this process as Ctrl-Z would. Returns when it goes on.

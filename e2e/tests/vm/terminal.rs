@@ -129,6 +129,16 @@ fn given_back(world: &mut World) -> anyhow::Result<()> {
         ensure!(pty.end()? == 125, "after {signal}");
         ensure!(pty.settings()? == before, "after {signal}: {:?}", pty.settings()?);
     }
+    // Not even asked.
+    for signal in ["KILL", "ABRT"] {
+        let mut pty = exec(world, "-it", "printf '\\033[?1049hup'; sleep 1000")?;
+        let before = pty.settings()?;
+        pty.until("up")?;
+        pty.signal(signal)?;
+        ensure!(pty.end()? > 128, "after {signal}");
+        pty.until_settings(true, &before)?;
+        pty.until("\x1b[?47l")?;
+    }
     stopped(world)?;
     // The VM dies under it.
     let mut pty = exec(world, "-it", "printf '\\033[?2004hup'; sleep 1000")?;
