@@ -180,7 +180,8 @@ async fn a_guest_ends(bench: &Bench) -> anyhow::Result<()> {
             Some(MachineExit::Died(_)) => way == stub::FAULTS,
             _ => false,
         };
-        ensure!(fits, "'{}' ended as {exit:?}", char::from(way));
+        let said = fs::read_to_string(launch.dirs.vmm_log())?;
+        ensure!(fits, "'{}' ended as {exit:?}: {said}", char::from(way));
         ensure!(console(&launch.dirs.console_log())?.starts_with(stub::GREETING.as_bytes()));
         ensure!(!launch.dirs.runtime.exists(), "its sockets are left");
     }

@@ -16,6 +16,9 @@ use crate::vmm::{begin, processes, saved};
 
 /// What it says when its guest has ended it (Firecracker's src/firecracker/src/main.rs).
 const ENDED_WELL: &str = "Firecracker exiting successfully";
+/// What it says of a processor that went out of its hands, by a triple fault say (its src/vmm/src/vstate/vcpu.rs). It may then
+/// still say that it ended well: what its vCPU's thread tells and its main thread's look at that race.
+const FAULTED: &str = "Unexpected exit reason on vcpu run";
 
 /// A running Firecracker.
 #[derive(Debug)]
@@ -136,7 +139,8 @@ fn classify(killed: bool, said: &[String]) -> MachineExit {
     if killed {
         return MachineExit::Killed;
     }
-    if said.iter().any(|line| line.contains(ENDED_WELL)) {
+    let has_said = |words: &str| said.iter().any(|line| line.contains(words));
+    if has_said(ENDED_WELL) && !has_said(FAULTED) {
         return MachineExit::Rebooted;
     }
     let complaints: Vec<_> = said.iter().filter(|line| !line.contains(":INFO]")).cloned().collect();
@@ -161,6 +165,9 @@ mod tests {
             MachineExit::Died(why) => why,
             other => panic!("{other:?}"),
         };
+        let [_, fault] = said("2026 [x:fc_vcpu 0:ERROR] Unexpected exit reason on vcpu run: Shutdown");
+        let why = died(&[&[fault], &well[..]].concat());
+        assert!(why.contains("Shutdown") && !why.contains("exit_code=0"), "{why}");
         let badly = died(&said("2026 [x:main:ERROR] Firecracker exiting with error. exit_code=1"));
         assert!(badly.contains("exit_code=1") && !badly.contains("asked"), "{badly}");
         assert!(died(&[]).contains("without a word"));
