@@ -70,7 +70,7 @@ impl Picture {
         picture.add("link", sections::links());
         picture.add("rule", sections::ruleset());
         picture.add("mount", sections::mounts());
-        picture.add("loop", sections::block_devices("loop", "loop/backing_file"));
+        picture.add("loop", sections::loops(&picture.dirs));
         picture.add("dm", sections::block_devices("dm-", "dm/name"));
         picture.add("cgroup", sections::cgroups());
         picture.add("process", sections::processes());

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::Section;
@@ -61,6 +61,13 @@ pub(super) fn mounts() -> io::Result<Section> {
             Some((format!("{point} ({id})"), format!("{} {}", fields.get(dash + 1)?, fields.get(dash + 2)?)))
         })
         .collect())
+}
+
+/// Loop devices over files below these directories. The device is the whole host's: one over another file is another test's.
+pub(super) fn loops(dirs: &[PathBuf]) -> io::Result<Section> {
+    let mut section = block_devices("loop", "loop/backing_file")?;
+    section.retain(|_, file| dirs.iter().any(|dir| Path::new(file).starts_with(dir)));
+    Ok(section)
 }
 
 /// Block devices in use whose name begins with `prefix`, with what `attribute` says of them.
