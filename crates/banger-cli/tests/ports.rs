@@ -68,7 +68,7 @@ fn more_listeners_than_an_agent_may_tell_are_an_error() {
     assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(1), true), "{said}");
     let expected =
         "error: cannot list the ports of VM 'box'\n  cause: the guest listens on more than 1024 ports\n";
-    assert_eq!(said, expected);
+    assert!(said.starts_with(expected), "{said}");
     let output = ports(found(&names(1024), true), &["box"]);
     assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 1025);
     assert_eq!((output.status.code(), output.stderr.is_empty()), (Some(0), true));
